@@ -1,0 +1,2 @@
+"""gradmend finds out why a deep network does not learn, mends it, and proves that it did."""
+
