@@ -1,0 +1,123 @@
+"""Anatomy: a model as read. Its sites in the order of execution, and how its loss is computed.
+
+A *site* is one place where a signal is measured: the call of a torch function, whether a module such as
+`nn.Linear` makes the call or the user's own `forward` does (`torch.sigmoid(x)`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+INPUT = -1
+"""Stands for the batch where a site's inputs are named."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One call of a torch function that carries a signal.
+
+    Args:
+        index: position in the order of execution.
+        name: the module's path, with the function's name where the module itself makes several calls,
+            and `#2`, `#3` for later calls of the same place.
+        kind: linear, convolution, embedding, activation, softmax, normalization, recurrent, attention, sum.
+        function: the torch function's name, such as `sigmoid`.
+        module: path of the module whose forward made the call.
+        line: `file:line` in the user's code, if known.
+        inputs: the sites it reads (`INPUT` for the batch), through reshapes or other operations.
+        direct: the sites whose output it reads unchanged but for its shape.
+        shape: of the output.
+        unit_dim: which dimension counts the units (features or channels).
+        fan_in: how many values each unit sums (linear and convolution).
+        activation: the elementwise function without in-place effects (activation sites).
+        parameters: names of the parameters that it uses.
+    """
+
+    index: int
+    name: str
+    kind: str
+    function: str
+    module: str
+    line: str | None
+    inputs: tuple[int, ...]
+    direct: tuple[int, ...]
+    shape: tuple[int, ...]
+    unit_dim: int
+    fan_in: int | None = None
+    activation: Callable[[Tensor], Tensor] | None = None
+    parameters: tuple[str, ...] = ()
+
+    @property
+    def weighted(self) -> bool:
+        """Whether it multiplies its input by weights: its output is a pre-activation."""
+        return self.kind in ("linear", "convolution")
+
+    @property
+    def units(self) -> int:
+        """How many features or channels it has."""
+        return self.shape[self.unit_dim]
+
+
+@dataclass(frozen=True)
+class LossCall:
+    """One call of a torch loss function: which sites feed it, and with what targets.
+
+    Args:
+        direct: the sites whose output it compares, unchanged but for its shape.
+        output: shape of the network's output.
+        target: shape of the target.
+        target_dtype: such as `int64`.
+    """
+
+    function: str
+    line: str | None
+    direct: tuple[int, ...]
+    output: tuple[int, ...]
+    target: tuple[int, ...]
+    target_dtype: str
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model as read: its sites in the order of execution, and how its loss is computed."""
+
+    sites: tuple[Site, ...]
+    losses: tuple[LossCall, ...]
+
+    def readers(self, index: int) -> list[Site]:
+        """The sites that read this one."""
+        return [site for site in self.sites if index in site.inputs]
+
+    def activation_after(self, site: Site) -> Site | None:
+        """The nonlinearity that follows a weighted site, past normalization; None if there is none."""
+        for reader in self.readers(site.index):
+            if reader.kind == "activation":
+                return reader
+            if reader.kind == "normalization":
+                return self.activation_after(reader)
+        return None
+
+    def weighted(self) -> list[Site]:
+        """The sites with weights, in the order of execution."""
+        return [site for site in self.sites if site.weighted]
+
+    def stack(self) -> list[tuple[Site, Site | None]] | str:
+        """The model as a plain stack of (linear site, activation after it), or why it is none."""
+        pairs: list[tuple[Site, Site | None]] = []
+        previous = INPUT
+        for site in self.sites:
+            if site.inputs != (previous,) or site.direct != (previous,):
+                return f"{site.name} does not simply follow the site before it"
+            if site.kind == "softmax" and site is self.sites[-1]:
+                break
+            if site.kind == "linear" and site.fan_in:
+                pairs.append((site, None))
+            elif site.kind == "activation" and site.activation and pairs and pairs[-1][1] is None:
+                pairs[-1] = (pairs[-1][0], site)
+            else:
+                return f"no formula for {site.function} at {site.name}"
+            previous = site.index
+        return pairs or "no linear layer"

@@ -1,0 +1,361 @@
+"""Recorder: reads the anatomy of a model while one batch passes through it.
+
+A `TorchFunctionMode` sees the functions that modules call and those that the user's own `forward` calls
+alike, so there is one mechanism for both, and no hook is left on the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from gradmend.anatomy import INPUT, Anatomy, LossCall, Site
+
+_KINDS: dict[str, tuple[str, ...]] = {
+    "linear": ("linear", "matmul", "__matmul__", "__rmatmul__", "mm", "addmm", "bmm", "baddbmm", "einsum"),
+    "convolution": (
+        *("conv1d", "conv2d", "conv3d"),
+        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    ),
+    "embedding": ("embedding", "embedding_bag"),
+    "activation": (
+        *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish"),
+        *("sigmoid", "tanh", "softplus", "softsign", "hardtanh", "hardswish", "hardsigmoid", "logsigmoid"),
+        *("tanhshrink", "hardshrink", "softshrink", "threshold", "erf", "sin", "expit"),
+    ),
+    "softmax": ("softmax", "log_softmax", "softmin"),
+    "normalization": ("batch_norm", "layer_norm", "rms_norm", "group_norm", "instance_norm"),
+    "recurrent": (
+        "gru",
+        "lstm",
+        "rnn_tanh",
+        "rnn_relu",
+        "gru_cell",
+        "lstm_cell",
+        "rnn_tanh_cell",
+        "rnn_relu_cell",
+    ),
+    "attention": ("scaled_dot_product_attention", "multi_head_attention_forward"),
+    "sum": ("add", "__add__", "__radd__", "__iadd__"),
+    "loss": (
+        *("cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"),
+        *(
+            "mse_loss",
+            "l1_loss",
+            "smooth_l1_loss",
+            "huber_loss",
+            "kl_div",
+            "poisson_nll_loss",
+            "gaussian_nll_loss",
+        ),
+        *("hinge_embedding_loss", "soft_margin_loss", "multi_margin_loss", "multilabel_soft_margin_loss"),
+    ),
+}
+_KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
+_RESHAPES = frozenset(
+    (
+        *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "t"),
+        *(
+            "movedim",
+            "view_as",
+            "reshape_as",
+            "expand",
+            "contiguous",
+            "clone",
+            "to",
+            "float",
+            "double",
+            "half",
+        ),
+    )
+)
+
+
+class Recorder(TorchFunctionMode):
+    """Sees every torch function while active, and makes a `Site` of each that carries a signal.
+
+    Args:
+        model: whose modules give the sites their names.
+        before: called with (kind, arguments) just before a site's function runs, while its input is still
+            untouched; what it returns is handed to `after`.
+        after: called with (site, arguments, output, what `before` returned).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        before: Callable[[str, Sequence[Any], Callable[[Tensor], Tensor] | None], Any] | None = None,
+        after: Callable[[Site, Sequence[Any], Tensor, Any], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.sites: list[Site] = []
+        self.losses: list[LossCall] = []
+        self._before = before or (lambda *_: None)
+        self._after = after or (lambda *_: None)
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._modules = dict(model.named_modules())
+        self._names = {id(p): name for name, p in model.named_parameters()}
+        self._stack: list[str] = []
+        self._seen: Counter[str] = Counter()
+        self._origins: dict[int, tuple[weakref.ref[Tensor], frozenset[int], frozenset[int]]] = {}
+
+    @contextmanager
+    def watching(self, batch: Any) -> Iterator[Recorder]:
+        """Record what runs inside; nothing is left behind on the modules, whatever happens."""
+        self._boundary = sys._getframe(2)
+        for tensor in tensors_in(batch):
+            self._mark(tensor, frozenset([INPUT]), frozenset([INPUT]))
+        enter = register_module_forward_pre_hook(self._enter)
+        leave = register_module_forward_hook(self._leave, always_call=True)
+        try:
+            with self:
+                yield self
+        finally:
+            enter.remove()
+            leave.remove()
+            self._origins.clear()
+
+    def anatomy(self) -> Anatomy:
+        """What was read."""
+        return Anatomy(tuple(self.sites), tuple(self.losses))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function; make a site of it if it is of a known kind."""
+        kwargs = kwargs or {}
+        name = _name_of(func)
+        arguments = (*args, *kwargs.values())
+        kind = self._kind(name, arguments)
+        if kind is None:
+            return self._pass(func, name, args, kwargs)
+        if kind == "loss":
+            self._note_loss(name, arguments)
+            return func(*args, **kwargs)
+        phi = _elementwise(name, args, kwargs) if kind == "activation" else None
+        note = self._before(kind, arguments, phi)
+        inputs, direct = self._trace(arguments)
+        output = func(*args, **kwargs)
+        signal = output if isinstance(output, Tensor) else next(iter(tensors_in(output)))
+        site = self._site(name, kind, arguments, signal, inputs, direct, phi)
+        self.sites.append(site)
+        here = frozenset([site.index])
+        for tensor in tensors_in(output):
+            self._mark(tensor, here, here)
+        self._after(site, arguments, signal, note)
+        return output
+
+    def _kind(self, name: str, arguments: Sequence[Any]) -> str | None:
+        """Products without weights, and sums that join nothing, are no sites."""
+        kind = _KIND_OF.get(name)
+        given = [a for a in arguments if isinstance(a, Tensor)]
+        if kind == "linear":
+            return kind if self._weight(name, given) is not None else None
+        if kind == "sum":
+            carried = [a.shape for a in given if self._origin(a)]
+            return kind if len(carried) == 2 and carried[0] == carried[1] else None
+        return kind if given else None
+
+    def _weight(self, name: str, given: Sequence[Tensor]) -> tuple[Tensor, int] | None:
+        """The weight of a product and its fan-in: the factor that does not come from the batch."""
+        factors = given[1:3] if "add" in name else given[:2]
+        fixed = [i for i, factor in enumerate(factors) if self._origin(factor) is None and factor.dim() >= 2]
+        if len(factors) < 2 or len(fixed) != 1:
+            return None
+        weight = factors[fixed[0]]
+        return weight, weight.shape[-1 if name == "linear" or fixed[0] == 0 else -2]
+
+    def _pass(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        inputs, direct = self._trace((*args, *kwargs.values()))
+        output = func(*args, **kwargs)
+        if inputs:
+            kept = direct if name in _RESHAPES else frozenset()
+            for tensor in tensors_in(output):
+                if self._origin(tensor) is None or not kept:
+                    self._mark(tensor, inputs, kept)
+        return output
+
+    def _origin(self, tensor: Tensor) -> tuple[frozenset[int], frozenset[int]] | None:
+        found = self._origins.get(id(tensor))
+        return found[1:] if found and found[0]() is tensor else None
+
+    def _mark(self, tensor: Tensor, inputs: frozenset[int], direct: frozenset[int]) -> None:
+        self._origins[id(tensor)] = (weakref.ref(tensor), inputs, direct)
+
+    def _trace(self, arguments: Any) -> tuple[frozenset[int], frozenset[int]]:
+        origins = [o for t in tensors_in(arguments) if (o := self._origin(t))]
+        inputs = frozenset[int]().union(*(o[0] for o in origins))
+        return inputs, frozenset[int]().union(*(o[1] for o in origins))
+
+    def _site(
+        self,
+        function: str,
+        kind: str,
+        arguments: Sequence[Any],
+        output: Tensor,
+        inputs: frozenset[int],
+        direct: frozenset[int],
+        phi: Callable[[Tensor], Tensor] | None,
+    ) -> Site:
+        path = self._stack[-1] if self._stack else ""
+        given = [a for a in arguments if isinstance(a, Tensor)]
+        return Site(
+            index=len(self.sites),
+            name=self._name(path, function),
+            kind=kind,
+            function=function,
+            module=path,
+            line=self._line(path),
+            inputs=tuple(sorted(inputs)),
+            direct=tuple(sorted(direct)),
+            shape=tuple(output.shape),
+            unit_dim=self._unit_dim(kind, output, inputs),
+            fan_in=self._fan_in(kind, function, given),
+            activation=phi,
+            parameters=tuple(self._names[id(t)] for t in given if id(t) in self._names),
+        )
+
+    def _fan_in(self, kind: str, function: str, given: Sequence[Tensor]) -> int | None:
+        if kind == "convolution":
+            return given[1][0].numel() if "transpose" not in function else given[1][:, 0].numel()
+        found = self._weight(function, given) if kind == "linear" else None
+        return found[1] if found else None
+
+    def _line(self, path: str) -> str | None:
+        """Where the user made the layer, else where the user's forward calls it."""
+        module = self._modules[path]
+        return (_is_layer(module) and _created.get(module)) or _user_line(self._boundary)
+
+    def _name(self, path: str, function: str) -> str:
+        own = path and _is_layer(self._modules[path])
+        name = path if own else f"{path}.{function}".removeprefix(".")
+        self._seen[name] += 1
+        return name if self._seen[name] == 1 else f"{name}#{self._seen[name]}"
+
+    def _unit_dim(self, kind: str, output: Tensor, inputs: frozenset[int]) -> int:
+        last = output.dim() - 1
+        if kind == "convolution":
+            return 1
+        before = [self.sites[i] for i in inputs if i != INPUT]
+        same = [s.unit_dim for s in before if s.shape == tuple(output.shape)]
+        return same[0] if same and kind != "linear" else last
+
+    def _note_loss(self, name: str, arguments: Sequence[Any]) -> None:
+        output, target = (*arguments, None, None)[:2]
+        if isinstance(output, Tensor) and isinstance(target, Tensor):
+            dtype = str(target.dtype).removeprefix("torch.")
+            direct = tuple(sorted(self._trace([output])[1]))
+            line = _user_line(self._boundary)
+            self.losses.append(LossCall(name, line, direct, tuple(output.shape), tuple(target.shape), dtype))
+
+    def _enter(self, module: nn.Module, _: Any) -> None:
+        path = self._paths.get(id(module))
+        self._stack.append(path if path is not None else self._stack[-1] if self._stack else "")
+
+    def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        self._stack.pop()
+
+
+_created: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def remember_lines() -> Iterator[None]:
+    """Remember, for every module made inside, the user's `file:line` that made it."""
+    original = nn.Module.__init__
+
+    def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if line := _user_line(None):
+            _created[self] = line
+
+    nn.Module.__init__ = init  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__init__ = original  # type: ignore[method-assign]
+
+
+def read(model: nn.Module, forward: Callable[[], object], batch: Any) -> Anatomy:
+    """The anatomy of a model: runs `forward()` once, without gradients, on `batch`."""
+    recorder = Recorder(model)
+    with torch.no_grad(), recorder.watching(batch):
+        forward()
+    return recorder.anatomy()
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def _name_of(func: Any) -> str:
+    """The function's name; `relu_` is `relu`, `__add__` stays."""
+    name = getattr(func, "__name__", "")
+    return name if name.startswith("__") else name.removesuffix("_")
+
+
+def _elementwise(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Callable[[Tensor], Tensor] | None:
+    """The activation as a function of one tensor, without in-place effects."""
+    if name == "prelu":
+        return _activation("leaky_relu", (("negative_slope", float(args[1].detach().mean())),))
+    function = getattr(F, name, None) or getattr(torch, name, None)
+    try:
+        given = inspect.signature(function).bind(*args, **kwargs).arguments  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # a builtin has no signature, and none of them works in place
+        return _activation(name, tuple(kwargs.items()), tuple(args[1:]))
+    options = {key: value for key, value in given.items() if key not in ("input", "inplace", "training")}
+    return None if name == "rrelu" else _activation(name, tuple(options.items()))
+
+
+@lru_cache(maxsize=256)
+def _activation(
+    name: str, options: tuple[tuple[str, Any], ...], positional: tuple[Any, ...] = ()
+) -> Callable[[Tensor], Tensor]:
+    """One object per activation and options, so that what is computed of it can be remembered."""
+    function = getattr(F, name, None) or getattr(torch, name)
+    if positional:
+        return lambda x: function(x, *positional, **dict(options))
+    return partial(function, **dict(options)) if options else function
+
+
+_TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own layers, rather than the user's code or a container."""
+    children = [name for name, _ in module.named_children() if name != "parametrizations"]
+    return type(module).__module__.startswith("torch.nn") and not children
+
+
+def _user_line(boundary: FrameType | None) -> str | None:
+    """`file:line` of the innermost frame that is neither torch's nor ours, up to `boundary`."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame is not boundary:
+        file = frame.f_code.co_filename
+        if not file.startswith((_TORCH, _HERE, "<")):
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back
+    return None
