@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import Tensor
+
+Activation: TypeAlias = Callable[[Tensor], Tensor]
 
 INPUT = -1
 """Stands for the batch where a site's inputs are named."""
@@ -47,7 +50,7 @@ class Site:
     shape: tuple[int, ...]
     unit_dim: int
     fan_in: int | None = None
-    activation: Callable[[Tensor], Tensor] | None = None
+    activation: Activation | None = None
     parameters: tuple[str, ...] = ()
 
     @property

@@ -1,4 +1,4 @@
-"""Every illness that gradmend knows, in one table: rules name them, remedies treat them, `explain` reads them."""
+"""Every illness that gradmend knows, in one table: rules name them, remedies treat them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Cause(Enum):
     )
     SOFTMAX_BEFORE_LOGITS_LOSS = Illness(
         "A softmax stands before a loss that applies softmax itself.",
-        "`CrossEntropyLoss` takes raw scores (logits). Fed with probabilities it squeezes them into a softmax "
+        "`CrossEntropyLoss` takes raw scores (logits). Given probabilities it squeezes them into a softmax "
         "a second time: the loss cannot fall below about log(1 + (classes - 1)/e), and gradients shrink.",
         "Training is slow, the loss stops well above zero while accuracy may still rise.",
         "Remove the softmax from the model; apply it only when you want to read probabilities.",
@@ -52,7 +52,7 @@ class Cause(Enum):
     )
     SIGMOID_BEFORE_LOGITS_LOSS = Illness(
         "A sigmoid stands before a loss that applies sigmoid itself.",
-        "`BCEWithLogitsLoss` takes raw scores (logits). Fed with probabilities it sees values between 0 and 1 "
+        "`BCEWithLogitsLoss` takes raw scores (logits). Given probabilities it sees values from 0 to 1 "
         "only, so its own sigmoid never leaves the range from 0.5 to 0.73.",
         "The loss stops near 0.5, predictions never fall below 0.5.",
         "Remove the sigmoid from the model, or take `BCELoss` (less exact).",
@@ -62,7 +62,7 @@ class Cause(Enum):
     )
     NOT_IN_OPTIMIZER = Illness(
         "Parameters that want a gradient are not in the optimizer.",
-        "The optimizer was made before these layers, or from the parameters of another model or a part of it.",
+        "The optimizer was made before these layers, or from the parameters of another model or of a part.",
         "They receive a gradient at every step and never change.",
         "Make the optimizer after the model, from `model.parameters()`.",
         "wiring",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any
 
 from rich.console import Console, RenderableType
 
@@ -21,6 +24,11 @@ class Printable:
 
     def __str__(self) -> str:
         return plain(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""
+        data: dict[str, Any] = plain_data(self)
+        return data
 
     def _repr_html_(self) -> str:
         console = Console(record=True, width=100, file=io.StringIO())
@@ -67,3 +75,24 @@ def lines(items: Sequence[str], most: int = 4) -> str:
     """
     shown = ", ".join(items[:most])
     return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+
+
+def plain_data(value: Any) -> Any:
+    """Records, enumerations and functions as plain data that JSON can hold.
+
+    >>> plain_data((1, float("nan"), math.sqrt))
+    [1, None, 'sqrt']
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain_data(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Enum):
+        return value.name.lower()
+    if isinstance(value, Mapping):
+        return {str(key): plain_data(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list, frozenset)):
+        return [plain_data(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return getattr(value, "__name__", None) or repr(value)

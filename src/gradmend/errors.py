@@ -1,18 +1,21 @@
 """Everything that gradmend raises or warns about.
 
-    GradmendError
-    ├── TargetError         the TARGET of a command cannot be found, imported or used
-    ├── DataError           the data cannot be found, read or trained on
-    ├── BatchError          model, batch and loss do not fit each other
-    ├── SetupError          the setup lacks something, or contradicts itself
-    └── MissingExtraError   an optional dependency is not installed
-    NoEffectWarning         a change matched nothing, so nothing was changed
+GradmendError
+├── TargetError         the TARGET of a command cannot be found, imported or used
+├── DataError           the data cannot be found, read or trained on
+├── BatchError          model, batch and loss do not fit each other
+├── SetupError          the setup lacks something, or contradicts itself
+└── MissingExtraError   an optional dependency is not installed
+NoEffectWarning         a change matched nothing, so nothing was changed
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+
+MOST_NAMES = 20
 
 
 class GradmendError(Exception):
@@ -57,4 +60,5 @@ def suggest(given: str, possible: Iterable[str]) -> str:
     names = sorted(possible)
     close = difflib.get_close_matches(given, names, n=3)
     question = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"{question}Possible: {', '.join(names) or 'none'}."
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"{question}Possible: {', '.join(names[:MOST_NAMES]) or 'none'}{more}."

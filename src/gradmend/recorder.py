@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from gradmend.anatomy import INPUT, Anatomy, LossCall, Site
+from gradmend.anatomy import INPUT, Activation, Anatomy, LossCall, Site
 
 _KINDS: dict[str, tuple[str, ...]] = {
     "linear": ("linear", "matmul", "__matmul__", "__rmatmul__", "mm", "addmm", "bmm", "baddbmm", "einsum"),
@@ -90,22 +90,22 @@ class Recorder(TorchFunctionMode):
 
     Args:
         model: whose modules give the sites their names.
-        before: called with (kind, arguments) just before a site's function runs, while its input is still
-            untouched; what it returns is handed to `after`.
-        after: called with (site, arguments, output, what `before` returned).
+        before: called with (input, activation or None) just before a site's function runs, while its input
+            is still untouched; what it returns is handed to `after`.
+        after: called with (site, output, weight or None, what `before` returned).
     """
 
     def __init__(
         self,
         model: nn.Module,
-        before: Callable[[str, Sequence[Any], Callable[[Tensor], Tensor] | None], Any] | None = None,
-        after: Callable[[Site, Sequence[Any], Tensor, Any], None] | None = None,
+        before: Callable[[Tensor, Activation | None], Any] | None = None,
+        after: Callable[[Site, Tensor, Tensor | None, Any], None] | None = None,
     ) -> None:
         super().__init__()
         self.sites: list[Site] = []
         self.losses: list[LossCall] = []
-        self._before = before or (lambda *_: None)
-        self._after = after or (lambda *_: None)
+        self._before = before or (lambda _input, _phi: None)
+        self._after = after or (lambda _site, _output, _weight, _note: None)
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._modules = dict(model.named_modules())
         self._names = {id(p): name for name, p in model.named_parameters()}
@@ -144,17 +144,19 @@ class Recorder(TorchFunctionMode):
         if kind == "loss":
             self._note_loss(name, arguments)
             return func(*args, **kwargs)
+        given = list(tensors_in(arguments))
         phi = _elementwise(name, args, kwargs) if kind == "activation" else None
-        note = self._before(kind, arguments, phi)
-        inputs, direct = self._trace(arguments)
+        weight = self._weight(name, given) if kind in ("linear", "convolution") else None
+        note = self._before(given[0], phi)
+        origin = self._trace(given)
         output = func(*args, **kwargs)
-        signal = output if isinstance(output, Tensor) else next(iter(tensors_in(output)))
-        site = self._site(name, kind, arguments, signal, inputs, direct, phi)
+        signal = next(tensors_in(output))
+        site = self._site(name, kind, given, weight, signal, origin, phi)
         self.sites.append(site)
         here = frozenset([site.index])
         for tensor in tensors_in(output):
             self._mark(tensor, here, here)
-        self._after(site, arguments, signal, note)
+        self._after(site, signal, weight[0] if weight else None, note)
         return output
 
     def _kind(self, name: str, arguments: Sequence[Any]) -> str | None:
@@ -170,6 +172,8 @@ class Recorder(TorchFunctionMode):
 
     def _weight(self, name: str, given: Sequence[Tensor]) -> tuple[Tensor, int] | None:
         """The weight of a product and its fan-in: the factor that does not come from the batch."""
+        if name.startswith("conv"):
+            return given[1], (given[1][:, 0] if "transpose" in name else given[1][0]).numel()
         factors = given[1:3] if "add" in name else given[:2]
         fixed = [i for i, factor in enumerate(factors) if self._origin(factor) is None and factor.dim() >= 2]
         if len(factors) < 2 or len(fixed) != 1:
@@ -181,7 +185,8 @@ class Recorder(TorchFunctionMode):
         inputs, direct = self._trace((*args, *kwargs.values()))
         output = func(*args, **kwargs)
         if inputs:
-            kept = direct if name in _RESHAPES else frozenset()
+            biased = _KIND_OF.get(name) == "sum" and len(inputs) == 1
+            kept = direct if biased or name in _RESHAPES else frozenset()
             for tensor in tensors_in(output):
                 if self._origin(tensor) is None or not kept:
                     self._mark(tensor, inputs, kept)
@@ -203,14 +208,13 @@ class Recorder(TorchFunctionMode):
         self,
         function: str,
         kind: str,
-        arguments: Sequence[Any],
+        given: Sequence[Tensor],
+        weight: tuple[Tensor, int] | None,
         output: Tensor,
-        inputs: frozenset[int],
-        direct: frozenset[int],
-        phi: Callable[[Tensor], Tensor] | None,
+        origin: tuple[frozenset[int], frozenset[int]],
+        phi: Activation | None,
     ) -> Site:
         path = self._stack[-1] if self._stack else ""
-        given = [a for a in arguments if isinstance(a, Tensor)]
         return Site(
             index=len(self.sites),
             name=self._name(path, function),
@@ -218,20 +222,14 @@ class Recorder(TorchFunctionMode):
             function=function,
             module=path,
             line=self._line(path),
-            inputs=tuple(sorted(inputs)),
-            direct=tuple(sorted(direct)),
+            inputs=tuple(sorted(origin[0])),
+            direct=tuple(sorted(origin[1])),
             shape=tuple(output.shape),
-            unit_dim=self._unit_dim(kind, output, inputs),
-            fan_in=self._fan_in(kind, function, given),
+            unit_dim=self._unit_dim(kind, output, origin[0]),
+            fan_in=weight[1] if weight else None,
             activation=phi,
             parameters=tuple(self._names[id(t)] for t in given if id(t) in self._names),
         )
-
-    def _fan_in(self, kind: str, function: str, given: Sequence[Tensor]) -> int | None:
-        if kind == "convolution":
-            return given[1][0].numel() if "transpose" not in function else given[1][:, 0].numel()
-        found = self._weight(function, given) if kind == "linear" else None
-        return found[1] if found else None
 
     def _line(self, path: str) -> str | None:
         """Where the user made the layer, else where the user's forward calls it."""
@@ -314,9 +312,7 @@ def _name_of(func: Any) -> str:
     return name if name.startswith("__") else name.removesuffix("_")
 
 
-def _elementwise(
-    name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Callable[[Tensor], Tensor] | None:
+def _elementwise(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
     """The activation as a function of one tensor, without in-place effects."""
     if name == "prelu":
         return _activation("leaky_relu", (("negative_slope", float(args[1].detach().mean())),))
@@ -332,7 +328,7 @@ def _elementwise(
 @lru_cache(maxsize=256)
 def _activation(
     name: str, options: tuple[tuple[str, Any], ...], positional: tuple[Any, ...] = ()
-) -> Callable[[Tensor], Tensor]:
+) -> Activation:
     """One object per activation and options, so that what is computed of it can be remembered."""
     function = getattr(F, name, None) or getattr(torch, name)
     if positional:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -52,6 +51,7 @@ class Setup:
         step: `(model, batch) -> scalar loss`, the general form; takes the place of `loss_fn`.
 
     Example:
+        >>> import torch
         >>> from functools import partial
         >>> setup = Setup(nn.Linear(4, 2), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.1))
         >>> setup.loss((torch.zeros(8, 4), torch.zeros(8, dtype=torch.long))).shape
@@ -90,7 +90,7 @@ class Setup:
         output = _forward(self.model, inputs)
         return _scalar(_compare(self.loss_fn, output, target))
 
-    def copy(self) -> Self:
+    def copy(self) -> Setup:
         """An independent setup: parameters, optimizer groups and optimizer state stay paired."""
         parts = (self.model, self.loss_fn, self.optimizer, self.gradient_transform)
         try:
@@ -132,6 +132,7 @@ def split(batch: Batch) -> tuple[tuple[Any, ...], Any]:
 def describe(value: object) -> str:
     """A batch or output in words: shapes and dtypes.
 
+    >>> import torch
     >>> describe((torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)))
     '(float32 [2, 3], int64 [2])'
     """

@@ -79,7 +79,8 @@ def sample_cosine(x: Shaped[Tensor, "B ..."]) -> Scalar:
     inverse = torch.where(norms > 0, 1 / norms, 0.0)
     count = (norms > 0).double().sum()
     total = inverse @ rows
-    return (total @ total - count) / (count * (count - 1))
+    cosine: Tensor = (total @ total - count) / (count * (count - 1))
+    return cosine
 
 
 def effective_rank(x: Shaped[Tensor, "B ..."]) -> Scalar:

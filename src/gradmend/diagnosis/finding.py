@@ -1,0 +1,107 @@
+"""Findings and the diagnosis that holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from gradmend.causes import Cause
+from gradmend.console import Printable, lines, number, plain_data
+from gradmend.profile import Profile, depth_picture
+
+
+class Severity(IntEnum):
+    """How bad a finding is. Only errors make a setup unhealthy."""
+
+    NOTE = 0
+    WARNING = 1
+    ERROR = 2
+
+
+_STYLES = {Severity.NOTE: "dim", Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
+
+
+@dataclass(frozen=True)
+class Finding(Printable):
+    """A cause, where it shows, and the evidence.
+
+    Args:
+        cause: what is wrong.
+        severity: how bad it is.
+        sentence: what was seen here, in one plain sentence.
+        measured: the number that was measured.
+        expected: what it should be, or what theory predicts for a sound network.
+        unit: of both.
+        sites: names of the sites or parameters concerned.
+        where: `file:line` in the user's code, as far as known.
+    """
+
+    cause: Cause
+    severity: Severity
+    sentence: str
+    measured: float | None = None
+    expected: float | None = None
+    unit: str = ""
+    sites: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
+
+    def __rich__(self) -> RenderableType:
+        head = Text.assemble(
+            (f"{self.severity.name.lower():8}", _STYLES[self.severity]), (self.cause.title, "bold")
+        )
+        if self.sites:
+            head.append(f"  at {lines(self.sites)}")
+        details = [self.sentence]
+        if self.measured is not None:
+            against = f", expected {number(self.expected)}" if self.expected is not None else ""
+            details.append(f"measured {number(self.measured)}{against} ({self.unit})")
+        if self.where:
+            details.append(lines([_short(line) for line in self.where]))
+        return Group(head, *(Text("        " + detail) for detail in details))
+
+
+@dataclass(frozen=True)
+class Diagnosis(Printable):
+    """What was measured and what is wrong: the worst first, roots before their symptoms."""
+
+    profile: Profile
+    findings: tuple[Finding, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing was found that keeps the setup from training."""
+        return all(finding.severity < Severity.ERROR for finding in self.findings)
+
+    @property
+    def causes(self) -> frozenset[Cause]:
+        """The causes of all errors."""
+        return frozenset(f.cause for f in self.findings if f.severity is Severity.ERROR)
+
+    @property
+    def verdict(self) -> str:
+        """The result in one sentence."""
+        errors = [f for f in self.findings if f.severity is Severity.ERROR]
+        if errors:
+            return f"This setup will hardly train: {errors[0].cause.title}."
+        if self.findings:
+            return "Healthy, with remarks."
+        return "Healthy: nothing found."
+
+    def __rich__(self) -> RenderableType:
+        verdict = Text(self.verdict, style="bold green" if self.healthy else "bold red")
+        return Group(depth_picture(self.profile), Text(), *self.findings, Text(), verdict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""
+        return {"healthy": self.healthy, "verdict": self.verdict, **plain_data(self)}
+
+
+def _short(line: str) -> str:
+    """`file:line` relative to where the user stands, if it lies below."""
+    here = str(Path.cwd()) + "/"
+    return line.removeprefix(here)

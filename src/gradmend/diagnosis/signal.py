@@ -1,0 +1,181 @@
+"""Rules on signals and gradients through depth.
+
+Ratios are of squared norms, in natural logarithms, as in mean-field theory. A network of L layers trains
+while L < 6 correlation lengths (Schoenholz et al. 2017), so the signal may shrink by exp(-6) and no more;
+one net of finite width N scatters with standard deviation sqrt(5L/N) (Hanin, Nica 2018), so three of these
+are added to every threshold.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+
+from gradmend import theory
+from gradmend.causes import Cause
+from gradmend.diagnosis.finding import Finding, Severity
+from gradmend.profile import Profile, Reading
+
+WARN, ALARM = 9.2, 13.8
+"""Logarithms of the squared gradient ratio: a hundredfold and a thousandfold in the norm."""
+
+_CONTRACTING = 0.5
+"""Squared-gradient factor at unit variance below which an activation shrinks whatever the weights."""
+
+_USUAL_SAMPLES = 32
+"""Fewer samples than this say nothing about dead units or collapse."""
+
+
+def vanishing_gradient(profile: Profile) -> Finding | None:
+    """The gradient at the first pre-activation is far smaller than at the last."""
+    return _gradient(profile, Cause.VANISHING_GRADIENT, sign=-1)
+
+
+def exploding_gradient(profile: Profile) -> Finding | None:
+    """The gradient at the first pre-activation is far larger than at the last."""
+    return _gradient(profile, Cause.EXPLODING_GRADIENT, sign=+1)
+
+
+def information_collapse(profile: Profile) -> Finding | None:
+    """Between the first and the last hidden layer, 1 - cosine falls by more than exp(-6)."""
+    hidden = [r for r in profile.weighted()[:-1] if math.isfinite(r.cosine)]
+    if len(hidden) < 3 or profile.samples < _USUAL_SAMPLES:
+        return None
+    first, last = (max(1 - hidden[i].cosine, 1e-16) for i in (0, -1))
+    ratio = last / first
+    if ratio > math.exp(-6):
+        return None
+    near = [r for r in hidden if (1 - r.cosine) / first < math.exp(-6)]
+    severity = Severity.ERROR if ratio < 1e-4 else Severity.WARNING
+    text = f"The cosine between samples rises from {hidden[0].cosine:.3f} to {hidden[-1].cosine:.6f}: all inputs look alike."
+    expected = 1 - first
+    return _finding(Cause.INFORMATION_COLLAPSE, severity, text, hidden[-1].cosine, expected, "cosine", near)
+
+
+def saturated_units(profile: Profile) -> Finding | None:
+    """More than half of the inputs of a hidden bounded activation lie where its slope is under 1 %."""
+    flat = [
+        r
+        for r in profile.sites
+        if r.saturation is not None and r.saturation > 0.5 and r.zero < 0.25 and _hidden(profile, r)
+    ]
+    if not flat:
+        return None
+    worst = max(r.saturation or 0.0 for r in flat)
+    severity = Severity.ERROR if worst > 0.9 else Severity.WARNING
+    text = f"Up to {worst:.0%} of the values entering an activation lie where it is flat."
+    return _finding(Cause.SATURATED_UNITS, severity, text, worst, 0.5, "share at most", flat)
+
+
+def dead_units(profile: Profile) -> Finding | None:
+    """More than half of the units of a hidden activation are zero for every measured sample."""
+    if profile.samples < _USUAL_SAMPLES:
+        return None
+    dead = [r for r in profile.sites if r.dead > 0.5 and _hidden(profile, r)]
+    if not dead:
+        return None
+    worst = max(r.dead for r in dead)
+    severity = Severity.ERROR if worst > 0.9 else Severity.WARNING
+    text = f"Up to {worst:.0%} of the units are zero for all {profile.samples} samples."
+    return _finding(Cause.DEAD_UNITS, severity, text, worst, 0.5, "share at most", dead)
+
+
+def contracting_activation(profile: Profile) -> Finding | None:
+    """The signal is in trouble, and at unit variance the activation halves the squared gradient or worse."""
+    severity = trouble(profile, shrinking=True)
+    pairs = _pairs(profile)
+    weak = [(r, phi) for r, phi in pairs if theory.isometry_gain(phi) < _CONTRACTING]
+    if severity is None or 2 * len(weak) < len(pairs) or not weak:
+        return None
+    gain = median(theory.isometry_gain(phi) for _, phi in weak)
+    after = [profile.anatomy.activation_after(r.site) for r, _ in weak]
+    sites = [r for r in profile.sites if r.site in after]
+    name = sites[0].site.function
+    text = (
+        f"Even at unit variance each {name} multiplies the squared gradient by {gain:.3f}, layer after layer."
+    )
+    return _finding(Cause.CONTRACTING_ACTIVATION, severity, text, gain, 1.0, "factor per layer", sites)
+
+
+def weights_too_small(profile: Profile) -> Finding | None:
+    """The signal shrinks, and weights of variance 1/E[phi'^2] would keep the gradient's size."""
+    return _weights(profile, Cause.WEIGHTS_TOO_SMALL, shrinking=True)
+
+
+def weights_too_large(profile: Profile) -> Finding | None:
+    """The signal grows or saturates, and weights of variance 1/E[phi'^2] would keep the gradient's size."""
+    return _weights(profile, Cause.WEIGHTS_TOO_LARGE, shrinking=False)
+
+
+def trouble(profile: Profile, shrinking: bool) -> Severity | None:
+    """The worst severity among the symptoms of a shrinking (or else growing) signal."""
+    rules = (vanishing_gradient, information_collapse) if shrinking else (exploding_gradient, saturated_units)
+    return max((found.severity for rule in rules if (found := rule(profile))), default=None)
+
+
+def _gradient(profile: Profile, cause: Cause, sign: int) -> Finding | None:
+    readings = [r for r in profile.weighted() if r.gradient_norm is not None]
+    if len(readings) < 3 or not all(r.finite for r in readings) or not readings[-1].gradient_norm:
+        return None
+    logs = [2 * math.log(max(r.gradient_norm or 0.0, 1e-300)) for r in readings]
+    width = median(r.site.units for r in readings)
+    slack = 3 * theory.finite_width_deviation(len(readings), width)
+    excess = sign * (logs[0] - logs[-1]) - slack
+    if excess < WARN:
+        return None
+    decades = (logs[0] - logs[-1]) / 2 / math.log(10)
+    factor = math.exp((logs[0] - logs[-1]) / (len(readings) - 1))
+    verb = "grows" if sign > 0 else "shrinks"
+    text = (
+        f"Over {len(readings)} layers the gradient {verb} by {abs(decades):.1f} decades towards the first "
+        f"layer, a factor {factor:.3g} per layer in its square."
+    )
+    far = [r for r, log in zip(readings, logs, strict=True) if sign * (log - logs[-1]) > WARN]
+    severity = Severity.ERROR if excess > ALARM else Severity.WARNING
+    return _finding(cause, severity, text, decades, 0.0, "log10 of |first|/|last|", far)
+
+
+def _weights(profile: Profile, cause: Cause, shrinking: bool) -> Finding | None:
+    severity = trouble(profile, shrinking)
+    pairs = [(r, phi) for r, phi in _pairs(profile) if theory.isometry_gain(phi) >= _CONTRACTING]
+    if severity is None or not pairs:
+        return None
+    steady = [1 / max(theory.slope_moment(phi, r.rms**2), 1e-12) for r, phi in pairs]
+    ratios = [(r.weight_variance or 0.0) / wanted for (r, _), wanted in zip(pairs, steady, strict=True)]
+    typical = median(ratios)
+    if (typical > 0.9) if shrinking else (typical < 1.1):
+        return None
+    wrong = [r for (r, _), q in zip(pairs, ratios, strict=True) if (q < 0.9 if shrinking else q > 1.1)]
+    measured = median(r.weight_variance or 0.0 for r, _ in pairs)
+    text = f"Each layer multiplies the squared gradient by {typical:.3g} because of the size of its weights."
+    return _finding(cause, severity, text, measured, median(steady), "fan-in x weight variance", wrong)
+
+
+def _pairs(profile: Profile) -> list[tuple[Reading, theory.Activation]]:
+    """Hidden weighted sites whose output goes straight into a known activation."""
+    pairs = []
+    for reading in profile.weighted():
+        after = profile.anatomy.activation_after(reading.site)
+        straight = after is not None and after.direct == (reading.site.index,)
+        if after and straight and after.activation and reading.finite and reading.weight_variance is not None:
+            pairs.append((reading, after.activation))
+    return pairs
+
+
+def _hidden(profile: Profile, reading: Reading) -> bool:
+    """Whether weights come after this site, so that it is not the output."""
+    return any(r.site.index > reading.site.index for r in profile.weighted())
+
+
+def _finding(
+    cause: Cause,
+    severity: Severity,
+    sentence: str,
+    measured: float,
+    expected: float,
+    unit: str,
+    readings: list[Reading],
+) -> Finding:
+    sites = tuple(r.site.name for r in readings)
+    where = tuple(dict.fromkeys(r.site.line for r in readings if r.site.line))
+    return Finding(cause, severity, sentence, measured, expected, unit, sites, where)
