@@ -13,7 +13,7 @@ from gradmend.profile import Profile
 from gradmend.response import respond
 from gradmend.setup import Batch, Setup
 
-__all__ = ["RULES", "Diagnosis", "Finding", "Severity", "diagnose"]
+__all__ = ["RULES", "Diagnosis", "Finding", "Severity", "diagnose", "look"]
 
 RULES: tuple[Callable[[Profile], Finding | None], ...] = (
     wiring.non_finite,
@@ -35,7 +35,7 @@ RULES: tuple[Callable[[Profile], Finding | None], ...] = (
     stepping.learning_rate_too_low,
     wiring.frozen_parameters,
 )
-"""Each looks at a profile and says what it finds. Exact contradictions come first, then roots, then symptoms."""
+"""Each looks at a profile and says what it finds: exact contradictions first, then roots, then symptoms."""
 
 _BATCHES = 4
 
@@ -66,5 +66,14 @@ def diagnose(setup: Setup, batches: Batch | Iterable[Batch]) -> Diagnosis:
     profile = measure(setup, given)
     if setup.optimizer is not None and wiring.non_finite(profile) is None:
         profile = replace(profile, response=respond(setup, given[0]))
+    return _judge(profile)
+
+
+def look(setup: Setup, batches: Batch | Iterable[Batch]) -> Diagnosis:
+    """A quicker diagnosis, without the steps on a copy: it says nothing of the learning rate."""
+    return _judge(measure(setup, as_batches(batches, limit=1)))
+
+
+def _judge(profile: Profile) -> Diagnosis:
     found = [finding for rule in RULES if (finding := rule(profile))]
     return Diagnosis(profile, tuple(sorted(found, key=lambda finding: -finding.severity)))

@@ -47,7 +47,8 @@ def information_collapse(profile: Profile) -> Finding | None:
         return None
     near = [r for r in hidden if (1 - r.cosine) / first < math.exp(-6)]
     severity = Severity.ERROR if ratio < 1e-4 else Severity.WARNING
-    text = f"The cosine between samples rises from {hidden[0].cosine:.3f} to {hidden[-1].cosine:.6f}: all inputs look alike."
+    ends = f"from {hidden[0].cosine:.3f} to {hidden[-1].cosine:.6f}"
+    text = f"The cosine between samples rises {ends}: all inputs look alike."
     expected = 1 - first
     return _finding(Cause.INFORMATION_COLLAPSE, severity, text, hidden[-1].cosine, expected, "cosine", near)
 
@@ -118,7 +119,7 @@ def _gradient(profile: Profile, cause: Cause, sign: int) -> Finding | None:
     if len(readings) < 3 or not all(r.finite for r in readings) or not readings[-1].gradient_norm:
         return None
     logs = [2 * math.log(max(r.gradient_norm or 0.0, 1e-300)) for r in readings]
-    width = median(r.site.units for r in readings)
+    width = int(median(r.site.units for r in readings))
     slack = 3 * theory.finite_width_deviation(len(readings), width)
     excess = sign * (logs[0] - logs[-1]) - slack
     if excess < WARN:

@@ -111,8 +111,8 @@ def _squashed(profile: Profile, function: str, cause: Cause) -> Finding | None:
             return Finding(
                 cause,
                 Severity.ERROR,
-                f"The {function} at {guilty[0].site.name} feeds {loss.function}, which expects raw scores and "
-                f"applies its own {'sigmoid' if 'binary' in loss.function else 'softmax'}.",
+                f"The {function} at {guilty[0].site.name} feeds {loss.function}, which expects raw scores "
+                f"and applies its own {'sigmoid' if 'binary' in loss.function else 'softmax'}.",
                 sites=tuple(r.site.name for r in guilty),
                 where=_where(guilty),
             )

@@ -1,0 +1,268 @@
+"""Mend: from the causes to the least change that cures them, proved by trials beside the untreated setup."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gradmend import surgery
+from gradmend.console import Printable, number, plain_data
+from gradmend.data import as_batches
+from gradmend.diagnosis import Diagnosis, diagnose, look
+from gradmend.errors import GradmendError
+from gradmend.remedies import REMEDIES, Change, Remedy, anatomy_of
+from gradmend.setup import Batch, Budget, Setup
+from gradmend.training import Trial, run_trial
+
+UNTREATED = "untreated"
+_LOOKS, _PLANS, _TOGETHER, _FINALISTS = 60, 6, 3, 2
+_TOLERANCE = 0.1
+"""A plan may lose this share of the best gain in loss and still win by changing less."""
+
+_ORDER = ("repairs", "activation", "normalization", "residual", "initialization", "gradient", "optimization")
+"""Weights are drawn for the structure that they belong to, and the optimizer is made for both."""
+
+Plan = tuple[Remedy, ...]
+
+
+@dataclass(frozen=True)
+class Treatment(Printable):
+    """What `mend` chose, changed and verified.
+
+    Args:
+        setup: mended, or the original where nothing was changed.
+        changes: in the order in which they were made; none if the setup was healthy or nothing helped.
+        before: the diagnosis of the original.
+        after: the diagnosis of `setup`.
+        trials: the untreated setup first, then each plan that was tried, under the same budget.
+    """
+
+    setup: Setup
+    changes: tuple[Change, ...]
+    before: Diagnosis
+    after: Diagnosis
+    trials: tuple[Trial, ...]
+
+    @property
+    def mended(self) -> bool:
+        """Whether the setup was ill and is healthy now."""
+        return bool(self.changes)
+
+    @property
+    def verdict(self) -> str:
+        """The result in one sentence."""
+        if self.before.healthy:
+            return "This setup is healthy; nothing was changed."
+        if not self.changes:
+            return "No remedy made this setup healthy and better, so nothing was changed."
+        return f"Mended by: {'; '.join(change.text for change in self.changes)}."
+
+    def code(self) -> str:
+        """The changes as Python, to be run on `model` (and `optimizer`) without gradmend."""
+        edits = [edit for change in self.changes for edit in change.edits]
+        head = f"{surgery.prelude(edits)}\n" if edits else ""
+        parts = [
+            f"# {change.text}\ntorch.manual_seed(0)\n" + "\n".join(edit.code for edit in change.edits)
+            for change in self.changes
+        ]
+        return head + "\n\n".join(parts) + ("\n" if parts else "")
+
+    def __rich__(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading, side in (
+            ("trial", "left"),
+            ("steps", "right"),
+            ("loss", "right"),
+            ("accuracy", "right"),
+        ):
+            table.add_column(heading, justify=side)  # type: ignore[arg-type]
+        for trial in self.trials:
+            accuracy = "-" if trial.accuracy is None else f"{trial.accuracy:.1%}"
+            table.add_row(trial.label, str(len(trial.losses)), number(trial.final_loss), accuracy)
+        style = "bold green" if self.after.healthy else "bold red"
+        return Group(*([table, Text()] if self.trials else []), Text(self.verdict, style=style))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""
+        return {
+            "verdict": self.verdict,
+            "mended": self.mended,
+            "changes": [{"text": c.text, "remedy": repr(c.remedy)} for c in self.changes],
+            "code": self.code(),
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "trials": plain_data(self.trials),
+        }
+
+
+def mend(
+    setup: Setup,
+    batches: Batch | Iterable[Batch],
+    budget: Budget | None = None,
+    report: Callable[[str], None] | None = None,
+) -> Treatment:
+    """Find the least change that makes a setup healthy and train better, and prove it.
+
+    Remedies that treat the causes found are combined, the least intrusive first, measured on copies, and the
+    healthy combinations tried for a few steps beside the untreated setup, on the same batches and seed. Each
+    change that proves unnecessary is taken away again.
+
+    Args:
+        setup: stays as it is.
+        batches: one batch or several; trials go through them again and again.
+        budget: of each trial.
+        report: is told what is being done, in words.
+
+    Returns:
+        The treatment; a healthy setup comes back unchanged, and so does one that nothing helps.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> healthy = Setup(nn.Sequential(nn.Linear(8, 3)), nn.CrossEntropyLoss())
+        >>> mend(healthy, (torch.randn(64, 8), torch.randint(3, (64,)))).verdict
+        'This setup is healthy; nothing was changed.'
+    """
+    say = report or (lambda _: None)
+    given = as_batches(batches, limit=_MOST_BATCHES)
+    say("measuring")
+    before = diagnose(setup, given)
+    if before.healthy:
+        return Treatment(setup, (), before, before, ())
+    return _Search(setup, given, budget or Budget(), say).treatment(before)
+
+
+_MOST_BATCHES = 1000
+
+
+class _Search:
+    """One run of `mend`: what it works on, and what it has tried."""
+
+    def __init__(
+        self, setup: Setup, batches: list[Batch], budget: Budget, say: Callable[[str], None]
+    ) -> None:
+        self.setup = setup
+        self.batches = batches
+        self.budget = budget
+        self.say = say
+        self.trials: dict[tuple[Plan, int], Trial] = {}
+
+    def treatment(self, before: Diagnosis) -> Treatment:
+        plan = self.best(self.healthy_plans(before))
+        if plan:
+            plan = self.without_unnecessary(plan)
+        changes = self.apply(plan)
+        setup = changes[-1].setup if changes else self.setup
+        after = diagnose(setup, self.batches) if changes else before
+        return Treatment(setup, changes, before, after, tuple(self.trials.values()))
+
+    def apply(self, plan: Plan) -> tuple[Change, ...]:
+        """Apply the remedies of a plan, one after the other; those without effect are left out."""
+        setup, changes = self.setup, []
+        for remedy in plan:
+            if remedy.applies_to(setup, anatomy_of(setup, self.batches[0])):
+                change = remedy.apply(setup, self.batches)
+                setup = change.setup
+                changes += [change] if change.edits else []
+        return tuple(changes)
+
+    def healthy_plans(self, before: Diagnosis) -> list[Plan]:
+        """Combinations of remedies that leave nothing to find, the least intrusive first."""
+        order = itertools.count()
+        queue: list[tuple[int, int, Plan]] = []
+        seen, healthy = set[Plan](), list[Plan]()
+
+        def push(plans: Iterable[Plan]) -> None:
+            for plan in plans:
+                if plan not in seen:
+                    seen.add(plan)
+                    heapq.heappush(queue, (cost(plan), next(order), plan))
+
+        push(self.extensions((), before))
+        for _ in range(_LOOKS):
+            if not queue or len(healthy) == _PLANS:
+                break
+            *_, plan = heapq.heappop(queue)
+            self.say(f"looking at {describe(plan)}")
+            if diagnosis := self.look(plan):
+                healthy += [plan] if diagnosis.healthy else []
+                push(self.extensions(plan, diagnosis))
+        return healthy
+
+    def look(self, plan: Plan) -> Diagnosis | None:
+        """The diagnosis after a plan; None if it changes nothing or cannot be applied."""
+        try:
+            changes = self.apply(plan)
+            if len(changes) < len(plan):
+                return None
+            quick = look(changes[-1].setup, self.batches)
+            return diagnose(changes[-1].setup, self.batches) if quick.healthy else quick
+        except GradmendError:
+            return None
+
+    def extensions(self, plan: Plan, diagnosis: Diagnosis) -> list[Plan]:
+        """The plan with one more remedy that treats what is still found, of a group not used yet."""
+        if len(plan) == _TOGETHER:
+            return []
+        used = {group(remedy) for remedy in plan}
+        more = [r for r in REMEDIES if r.treats & diagnosis.causes and group(r) not in used]
+        return [tuple(sorted((*plan, r), key=lambda r: _ORDER.index(group(r)))) for r in more]
+
+    def best(self, plans: Sequence[Plan]) -> Plan:
+        """The least intrusive plan among those that train about as well as the best; () if none is better."""
+        short = Budget(max(1, self.budget.steps // 4), self.budget.seconds)
+        ranked = sorted(plans, key=lambda plan: self.trial(plan, short).final_loss)[:_FINALISTS]
+        untreated = self.trial((), self.budget).final_loss
+        losses = {plan: self.trial(plan, self.budget).final_loss for plan in ranked}
+        lowest = min(losses.values(), default=math.inf)
+        if not lowest < 0.95 * untreated:
+            return ()
+        good = [plan for plan in ranked if losses[plan] <= self.bound(lowest, untreated)]
+        return min(good, key=cost)
+
+    def bound(self, lowest: float, untreated: float) -> float:
+        gain = untreated - lowest if math.isfinite(untreated) else abs(lowest)
+        return lowest + _TOLERANCE * gain
+
+    def without_unnecessary(self, plan: Plan) -> Plan:
+        """Take away each remedy without which the setup is as healthy and trains as well."""
+        bound = self.bound(self.trial(plan, self.budget).final_loss, self.trial((), self.budget).final_loss)
+        for remedy in sorted(plan, key=lambda r: -r.intrusion):
+            rest = tuple(r for r in plan if r is not remedy)
+            diagnosis = self.look(rest) if rest else None
+            if diagnosis and diagnosis.healthy and self.trial(rest, self.budget).final_loss <= bound:
+                plan = rest
+        return plan
+
+    def trial(self, plan: Plan, budget: Budget) -> Trial:
+        """Train a copy under the budget; the same plan is not tried twice."""
+        key = (plan, budget.steps)
+        if key not in self.trials:
+            self.say(f"trying {describe(plan)}")
+            changes = self.apply(plan)
+            setup = changes[-1].setup if changes else self.setup
+            self.trials[key] = run_trial(setup, self.batches, budget, label=describe(plan))
+        return self.trials[key]
+
+
+def group(remedy: Remedy) -> str:
+    """The group of a remedy: the module that holds it."""
+    return type(remedy).__module__.rpartition(".")[-1]
+
+
+def cost(plan: Plan) -> int:
+    """How much a plan intrudes."""
+    return sum(remedy.intrusion for remedy in plan)
+
+
+def describe(plan: Plan) -> str:
+    """A plan in words."""
+    return " + ".join(remedy.title for remedy in plan) or UNTREATED
