@@ -79,8 +79,7 @@ def sample_cosine(x: Shaped[Tensor, "B ..."]) -> Scalar:
     inverse = torch.where(norms > 0, 1 / norms, 0.0)
     count = (norms > 0).double().sum()
     total = inverse @ rows
-    cosine: Tensor = (total @ total - count) / (count * (count - 1))
-    return cosine
+    return torch.where(count > 1, (total @ total - count) / (count * (count - 1)), torch.nan)
 
 
 def effective_rank(x: Shaped[Tensor, "B ..."]) -> Scalar:

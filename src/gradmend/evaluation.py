@@ -1,0 +1,134 @@
+"""Evaluation: the loss on held-out batches, and how many outputs are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradmend.setup import Batch, LossFn, Setup
+
+_THRESHOLDS: Final[Mapping[Any, float]] = {
+    nn.BCEWithLogitsLoss: 0.0,
+    F.binary_cross_entropy_with_logits: 0.0,
+    nn.BCELoss: 0.5,
+    F.binary_cross_entropy: 0.5,
+}
+
+
+class Tally:
+    """Counts right outputs: of classes [B, K] against int64 [B], or of one unit against 0 and 1.
+
+    Nothing is computed until `take`, so that watching a step costs it next to nothing.
+    """
+
+    def __init__(self, loss_fn: LossFn | None) -> None:
+        self._loss_fn = loss_fn
+        self._right: Callable[[Tensor, Tensor], Tensor] | None = None
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._first = True
+
+    def add(self, output: Any, target: Any) -> None:
+        """Keep what a loss function was given."""
+        if self._first:
+            self._first = False
+            self._right = _judge(self._loss_fn, output, target)
+        if self._right is not None:
+            self._kept.append((output.detach(), target))
+
+    def take(self) -> tuple[Tensor | None, int]:
+        """How many outputs were right, a scalar on their device, and of how many; then start afresh."""
+        if self._right is None or not self._kept:
+            return None, 0
+        outputs, targets = map(torch.cat, zip(*self._kept, strict=True))
+        self._kept.clear()
+        return self._right(outputs, targets).sum(dtype=torch.float32), len(outputs)
+
+
+def observe(setup: Setup) -> tuple[Setup, Tally]:
+    """The same setup, whose loss shows all it compares to a tally; a `step` shows nothing."""
+    tally, loss_fn = Tally(setup.loss_fn), setup.loss_fn
+    if loss_fn is None:
+        return setup, tally
+
+    def watched(output: Any, target: Any) -> Tensor:
+        loss = loss_fn(output, target)
+        tally.add(output, target)
+        return loss
+
+    watched.__name__ = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+    return replace(setup, loss_fn=watched), tally
+
+
+def evaluate(setup: Setup, batches: Iterable[Batch]) -> tuple[float, float | None]:
+    """Mean loss over the rows, and the share of right outputs, in evaluation mode.
+
+    Args:
+        batches: at least one.
+
+    Returns:
+        The loss, and an accuracy between 0 and 1: None if the setup does not classify.
+
+    Example:
+        >>> setup = Setup(nn.Identity(), nn.CrossEntropyLoss())
+        >>> evaluate(setup, [(torch.eye(3), torch.tensor([0, 1, 1]))])[1]
+        0.6666666865348816
+    """
+    watched, tally = observe(setup)
+    losses: list[Tensor] = []
+    right: list[Tensor] = []
+    rows: list[int] = []
+    with modes_restored(setup.model), torch.no_grad():
+        setup.model.eval()
+        for batch in batches:
+            losses.append(watched.loss(batch))
+            rows.append(_rows(batch))
+            right += [count for count in [tally.take()[0]] if count is not None]
+    weights = torch.tensor(rows, dtype=losses[0].dtype, device=losses[0].device)
+    loss = (torch.stack(losses) * weights).sum() / weights.sum()
+    return loss.item(), (torch.stack(right).sum() / weights.sum()).item() if right else None
+
+
+@contextmanager
+def modes_restored(model: nn.Module) -> Iterator[None]:
+    """Put every module back into train or evaluation mode, as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _judge(loss_fn: LossFn | None, output: Any, target: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """What counts as right for such outputs, if anything does."""
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.dim() == 0:
+        return None
+    if target.dtype == torch.int64 and target.dim() == 1 and output.dim() == 2:
+        return lambda outputs, targets: outputs.argmax(1) == targets
+    threshold = _threshold(loss_fn)
+    if threshold is None or output.numel() != len(output):
+        return None
+    return lambda outputs, targets: (outputs > threshold) == (targets > 0.5)
+
+
+def _threshold(loss_fn: LossFn | None) -> float | None:
+    fn: Any = loss_fn.func if isinstance(loss_fn, partial) else loss_fn
+    return _THRESHOLDS.get(type(fn) if isinstance(fn, nn.Module) else fn)
+
+
+def _rows(batch: Batch) -> int:
+    """How many rows a batch has; 1 for what only a user's `step` understands."""
+    members = list(batch.values()) if isinstance(batch, Mapping) else batch
+    found = (
+        [m for m in members if isinstance(m, Tensor) and m.dim()]
+        if isinstance(members, (list, tuple))
+        else []
+    )
+    return len(found[0]) if found else 1

@@ -1,0 +1,69 @@
+"""Feed: any form of data as batches on a device, epoch by epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from operator import length_hint
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradmend.data import Data, as_batches
+from gradmend.setup import Batch
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Batches on a device.
+
+    Args:
+        epoch: begins an epoch.
+        batches: how many an epoch has, about; None if that is not known.
+    """
+
+    epoch: Callable[[], Iterable[Batch]]
+    batches: int | None
+
+
+def feed(data: Any, batch_size: int, seed: int, device: torch.device) -> Feed:
+    """Any form of data as batches on the device.
+
+    Args:
+        data: a `Data` or full arrays `(x, y)`, moved once and shuffled anew for each epoch; one batch of
+            another form or a list of batches, moved once; or a loader, whose batches are moved as they come.
+        batch_size: rows per batch that is cut here.
+        seed: of the order of the rows.
+
+    Raises:
+        DataError: if it is none of these, or empty.
+
+    Example:
+        >>> whole = feed((torch.zeros(8, 2), torch.zeros(8, 1)), 4, seed=0, device=torch.device("cpu"))
+        >>> [len(y) for _, y in whole.epoch()]
+        [4, 4]
+    """
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        data = Data(*data, data[0][:0], data[1][:0], "(x, y)", classes=None)
+    if isinstance(data, Data):
+        order = torch.Generator().manual_seed(seed)
+        epoch = partial(data.to(device).batches, batch_size, generator=order, epochs=1)
+        return Feed(epoch, math.ceil(len(data.x) / batch_size))
+    if isinstance(data, (tuple, list, Mapping, Tensor)) or not isinstance(data, Iterable):
+        batches = [to_device(batch, device) for batch in as_batches(data)]
+        return Feed(lambda: batches, len(batches))
+    return Feed(lambda: (to_device(batch, device) for batch in data), length_hint(data) or None)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch with all its tensors on the device."""
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return {key: to_device(member, device) for key, member in batch.items()}
+    if type(batch) in (tuple, list):
+        return type(batch)(to_device(member, device) for member in batch)
+    return batch

@@ -1,0 +1,216 @@
+"""What edits put into a model, in plain torch: the code of an edit carries these definitions along.
+
+`Before`, `After` and `Residual` wrap a module, which becomes their `body`. What others read from the module
+itself, such as `layer.weight`, is then at `layer.body`. Nothing is passed on in silence: who uses a weight
+without calling its layer would leave the wrap out.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+_IMPORTS = """\
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+"""
+
+
+class Before(nn.Module):
+    """`body(before(x), ...)`: changes the first argument only.
+
+    >>> Before(nn.Linear(4, 2), nn.Flatten())(torch.zeros(3, 2, 2)).shape
+    torch.Size([3, 2])
+    """
+
+    def __init__(self, body: nn.Module, before: nn.Module) -> None:
+        super().__init__()
+        self.before = before
+        self.body = body
+
+    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run `before` on the first argument, then the body on all."""
+        return self.body(self.before(x), *args, **kwargs)
+
+
+class After(nn.Module):
+    """`after(body(...))`.
+
+    >>> After(nn.Linear(4, 2), nn.LayerNorm(2))(torch.zeros(3, 4)).shape
+    torch.Size([3, 2])
+    """
+
+    def __init__(self, body: nn.Module, after: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.after = after
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body, then `after` on its output."""
+        return self.after(self.body(*args, **kwargs))
+
+
+class Residual(nn.Module):
+    """`x + scale * body(x, ...)`.
+
+    Args:
+        body: gives the shape that it takes.
+        scale: of the branch.
+        learned: makes the scale a parameter; from 0.0 it is ReZero (Bachlechner et al., 2020,
+            https://arxiv.org/abs/2003.04887) or SkipInit (De, Smith, 2020, https://arxiv.org/abs/2002.10444).
+
+    >>> Residual(nn.Linear(2, 2), scale=0.0)(torch.ones(1, 2))
+    tensor([[1., 1.]], grad_fn=<AddBackward0>)
+    """
+
+    def __init__(self, body: nn.Module, scale: float = 1.0, learned: bool = False) -> None:
+        super().__init__()
+        like = next((p for p in body.parameters() if p.is_floating_point()), torch.empty(()))
+        self.scale = nn.Parameter(like.new_full((), scale)) if learned else scale
+        self.body = body
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Add the scaled branch to its input."""
+        y: Tensor = x + self.scale * self.body(x, *args, **kwargs)
+        return y
+
+
+class Standardize(nn.Module):
+    """`(x - mean) / std`, where a `std` of zero counts as one; integers become floating point.
+
+    Args:
+        mean: a number, or what broadcasts against a batch: `[features]`, `[channels, 1, 1]`.
+        std: the same.
+
+    >>> Standardize(torch.tensor(128.0), torch.tensor(64.0))(torch.tensor([[0], [192]], dtype=torch.uint8))
+    tensor([[-2.],
+            [ 1.]])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.detach().clone())
+        self.register_buffer("std", std.detach().masked_fill(std == 0, 1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Centre and scale."""
+        return (x.to(self.mean.dtype) - self.mean) / self.std
+
+
+def load_old_keys(model: nn.Module, moved: dict[str, str]) -> None:
+    """Let a model load checkpoints from before an edit that has just moved keys from prefixes to others.
+
+    Like migrations of a database, edits are kept in order, in `model.old_keys`: a checkpoint of any stage goes
+    through those that it has not seen. Keys that are new altogether are missing in it (`strict=False`).
+
+    >>> model = nn.Sequential(Residual(nn.Linear(2, 2)))
+    >>> load_old_keys(model, {"0.": "0.body."})
+    >>> model.load_state_dict(nn.Sequential(nn.Linear(2, 2)).state_dict())
+    <All keys matched successfully>
+    """
+    if "old_keys" not in vars(model):
+        wrapped = vars(model.body) if isinstance(model, Before) else {}
+        vars(model)["old_keys"] = list(wrapped.get("old_keys", []))
+        model.register_load_state_dict_pre_hook(rename_old_keys)  # type: ignore[no-untyped-call]
+    keys = list(model.state_dict())
+    names = {
+        old + key.removeprefix(new): key for old, new in moved.items() for key in keys if key.startswith(new)
+    }
+    vars(model)["old_keys"].append(names)
+
+
+def rename_old_keys(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Load hook of `load_old_keys`: a checkpoint that has no key which an edit made is from before it.
+
+    >>> model, state = Residual(nn.Linear(2, 2, bias=False)), {"weight": torch.zeros(2, 2)}
+    >>> load_old_keys(model, {"": "body."})
+    >>> rename_old_keys(model, state, "")
+    >>> list(state)
+    ['body.weight']
+    """
+    for names in vars(model)["old_keys"]:
+        if not any(prefix + key in state for key in set(names.values()) - set(names)):
+            old = [key for key in names if prefix + key in state]
+            state |= dict(zip([prefix + names[key] for key in old], [state.pop(prefix + key) for key in old]))
+
+
+def set_weight(layer: nn.Module, init: Callable[[Tensor], object], name: str = "weight") -> None:
+    """Run `init` on a weight, in float32 at least, and zero its bias; parameters stay the same objects.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> set_weight(layer, nn.init.eye_)
+    >>> layer(torch.ones(1, 2))
+    tensor([[1., 1.]], grad_fn=<AddmmBackward0>)
+    """
+    for key, function in ((name, init), (name.replace("weight", "bias"), nn.init.zeros_)):
+        tensor = getattr(layer, key, None)
+        if isinstance(tensor, Tensor):
+            value = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+            function(value)
+            if parametrize.is_parametrized(layer, key):
+                setattr(layer, key, value.to(tensor.dtype))
+            else:
+                tensor.detach().copy_(value)
+
+
+def call(module: nn.Module) -> str:
+    """The expression that makes a module in its dtype, device and mode, as short as it can be.
+
+    >>> call(nn.Sequential(nn.LayerNorm(2), nn.LeakyReLU(0.2)).double())
+    'nn.Sequential(nn.LayerNorm((2,)), nn.LeakyReLU(negative_slope=0.2)).to(torch.float64)'
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(()))
+    dtype = "" if like.dtype == torch.get_default_dtype() else f".to({like.dtype})"
+    device = "" if like.device.type == "cpu" else f'.to("{like.device}")'
+    return f"{_constructor(module)}{dtype}{device}{'' if module.training else '.eval()'}"
+
+
+def definitions(code: str) -> str:
+    """The imports and the definitions of this file, each once, that `code` needs.
+
+    >>> exec(definitions("model = Before(model, nn.Flatten())"))
+    """
+    found = list[str]()
+    for definition in (set_weight, load_old_keys, rename_old_keys, Standardize, Residual, After, Before):
+        if re.search(rf"\b{definition.__name__}[(,]", "".join((code, *found))):  # users come before the used
+            found.insert(0, inspect.getsource(definition))
+    return "\n\n".join([_IMPORTS, *found]) if found else "import torch\nfrom torch import nn\n"
+
+
+def _constructor(module: nn.Module) -> str:
+    if type(module) is nn.Sequential:
+        return f"nn.Sequential({', '.join(map(_constructor, module))})"
+    if isinstance(module, Standardize):
+        return f"Standardize({_literal(module.mean)}, {_literal(module.std)})"
+    text = repr(module)
+    try:
+        node = ast.parse(text, mode="eval").body
+    except SyntaxError:  # a module with children
+        node = ast.Constant(text)
+    if isinstance(node, ast.Call):
+        parameters = inspect.signature(type(module)).parameters
+        defaults = {key: repr(parameter.default) for key, parameter in parameters.items()}
+        node.keywords = [k for k in node.keywords if ast.unparse(k.value) != defaults.get(k.arg or "")]
+        text = ast.unparse(node)
+    return f"nn.{text}" if type(module) is getattr(nn, type(module).__name__, None) else text
+
+
+def _literal(tensor: Tensor) -> str:
+    dtype = ", dtype=torch.float64" if tensor.dtype == torch.float64 else ""
+    return f"torch.tensor({tensor.tolist()}{dtype})"

@@ -1,0 +1,365 @@
+"""Training: the loop for a setup and its data, and short trials on copies."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, count, cycle, islice
+from statistics import median
+from time import perf_counter
+from typing import Any, TypeAlias
+
+import torch
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradmend.console import Printable, number
+from gradmend.data import Data, load
+from gradmend.errors import DataError, SetupError
+from gradmend.evaluation import evaluate, modes_restored, observe
+from gradmend.feed import Feed, feed
+from gradmend.loop import Meter, Stepper, accuracy, best_threads, grouped, seeded
+from gradmend.setup import Batch, Budget, Setup
+from gradmend.zoo import Recipe, recipe
+
+Show: TypeAlias = Callable[[int, Tensor], None]
+
+_EPOCHS = 10
+_BATCH_SIZE = 32
+_TEST_ROWS = 1000
+_LONG = 200  # steps; fewer do not repay the choice of threads
+_ENDLESS = sys.maxsize
+
+
+@dataclass(frozen=True)
+class History(Printable):
+    """What a training did.
+
+    Args:
+        loss: of every optimizer step, as the loss function gives it (usually a mean over the batch).
+        accuracy: per epoch, the share of right outputs while training; None without classes.
+        test_loss: after training, a mean over the test rows; None without test rows.
+        test_accuracy: after training, the share of right outputs; None without test rows or classes.
+        epochs: how many were begun.
+        steps: optimizer steps.
+        seconds: of the training, without the test.
+        step_seconds: of one step with its data, the median over stretches of 50 steps.
+        diverged: whether a loss was NaN or infinite; the training ended within 50 steps then.
+        device: on which it ran.
+        threads: how many torch used on the CPU.
+    """
+
+    loss: tuple[float, ...]
+    accuracy: tuple[float, ...] | None
+    test_loss: float | None
+    test_accuracy: float | None
+    epochs: int
+    steps: int
+    seconds: float
+    step_seconds: float
+    diverged: bool
+    device: str
+    threads: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as plain Python values."""
+        return asdict(self)
+
+    def __rich__(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(style="bold")
+        table.add_row("loss", f"{number(self.loss[0])} to {number(self.loss[-1])}" + self._mark())
+        if self.accuracy is not None:
+            table.add_row("accuracy", f"{self.accuracy[-1]:.2%}")
+        if self.test_accuracy is not None:
+            table.add_row("test accuracy", f"{self.test_accuracy:.2%}")
+        if self.test_loss is not None:
+            table.add_row("test loss", number(self.test_loss))
+        table.add_row("steps", f"{self.steps} in {self.epochs} epochs")
+        each = f"{number(1e3 * self.step_seconds)} ms per step"
+        table.add_row("time", f"{self.seconds:.1f} s, {each} on {self.device}, {self.threads} threads")
+        return table
+
+    def _mark(self) -> str:
+        return ", diverged" if self.diverged else ""
+
+
+def train(
+    setup: Setup | Recipe | str,
+    data: Any = None,
+    validate: Any = None,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = False,
+) -> History:
+    """Train a setup **in place**: its model and its live optimizer are changed, as by your own loop.
+
+    An optimizer factory makes a fresh optimizer for each call, with torch's fused kernel where there is
+    one; the same arithmetic but for rounding. A setup, data and seed give the same losses bit by bit, and
+    torch's global random state stays as it was. A CPU training of more than 200 steps first times, on a
+    copy, whether one thread is faster than yours; sums over several threads round differently, so fix
+    `torch.set_num_threads(1)` where bits matter between runs.
+
+    Args:
+        setup: what to train, or a recipe, or the name of one: it brings data, batch size and epochs.
+        data: a `Data` or what `load` takes; full arrays `(x, y)`, cut into shuffled batches; or a
+            loader or list of batches, gone through once per epoch.
+        validate: test rows `(x, y)`, or batches of them; by default those of the `Data`.
+        epochs: times through the data; 10 if nothing else is said.
+        steps: optimizer steps, instead of epochs.
+        batch_size: rows per batch cut from `Data` or arrays; 32 if nothing else is said.
+        seed: of the order of the rows and of all random numbers while training.
+        device: where to train and leave the model; auto takes CUDA, else MPS, else the CPU.
+        progress: show a bar on standard error.
+
+    Raises:
+        SetupError: for both `epochs` and `steps`, or a setup without loss or optimizer.
+        DataError: if the data is empty, used up or cannot be loaded.
+        BatchError: if model, batch and loss do not fit each other.
+        TargetError: for an unknown recipe.
+
+    Example:
+        >>> history = train("deep", steps=100, device="cpu")
+        >>> history.steps, round(history.loss[-1], 1)  # ln 10: it has not learnt anything
+        (100, 2.3)
+    """
+    plan = _plan(setup, data, epochs, steps, batch_size, seed)
+    where = _device(device)
+    _move(plan.setup, where)
+    source = feed(plan.data, plan.batch_size, seed, where)
+    with modes_restored(plan.setup.model), seeded(seed, where):
+        with _bar(plan.total(source.batches), progress) as show:
+            history = _run(plan, source, where, show)
+        return _tested(history, plan, validate, where)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One short training run of a copy.
+
+    Args:
+        label: what was tried.
+        losses: of every optimizer step.
+        accuracy: the share of right outputs in the last quarter of the steps; None without classes.
+        seconds: that it took.
+        diverged: whether a loss was NaN or infinite.
+    """
+
+    label: str
+    losses: tuple[float, ...]
+    accuracy: float | None
+    seconds: float
+    diverged: bool
+
+    @property
+    def initial_loss(self) -> float:
+        """The loss of the first step."""
+        return self.losses[0]
+
+    @property
+    def final_loss(self) -> float:
+        """The median loss of the last quarter of the steps; infinite when it diverged."""
+        return math.inf if self.diverged else median(self.losses[-_quarter(len(self.losses)) :])
+
+
+def run_trial(
+    setup: Setup, batches: Sequence[Batch], budget: Budget, *, label: str = "", seed: int = 0
+) -> Trial:
+    """Train a copy on the batches, over and over in their order; nothing of the setup is touched.
+
+    Args:
+        batches: at least one, on the device of the model.
+        budget: ends the run by steps or by seconds, whichever is first.
+        label: what the trial is called.
+        seed: of all random numbers while training.
+
+    Raises:
+        SetupError: if the setup cannot be copied, or lacks a loss or an optimizer.
+        BatchError: if model, batch and loss do not fit each other.
+
+    Example:
+        >>> from functools import partial
+        >>> setup = Setup(nn.Linear(2, 1), nn.MSELoss(), partial(torch.optim.SGD, lr=0.1))
+        >>> trial = run_trial(setup, [(torch.ones(4, 2), torch.ones(4, 1))], Budget(steps=20))
+        >>> len(trial.losses), trial.final_loss < trial.initial_loss
+        (20, True)
+    """
+    copied = setup.copy()
+    observed, tally = observe(copied)
+    with seeded(seed, _home(copied.model)):
+        copied.model.train()
+        step, meter = Stepper(observed), Meter(tally, stretch=max(1, min(50, budget.steps // 8)))
+        start = perf_counter()
+        for group in islice(grouped(cycle(batches), setup.accumulate), budget.steps):
+            meter.add(step(group))
+            if meter.diverged or perf_counter() - start > budget.seconds:
+                break
+        meter.fetch()
+    seconds = perf_counter() - start
+    right = meter.right[-_quarter(len(meter.right)) :]
+    return Trial(label, tuple(meter.losses), accuracy(right), seconds, meter.diverged)
+
+
+def _quarter(steps: int) -> int:
+    return math.ceil(steps / 4)
+
+
+def _home(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    setup: Setup
+    data: Any
+    epochs: int
+    steps: int
+    batch_size: int
+
+    def total(self, batches: int | None) -> int | None:
+        """How many optimizer steps there will be, about; None if that is not known."""
+        per_epoch = _ENDLESS if batches is None else math.ceil(batches / self.setup.accumulate)
+        total = min(self.steps, self.epochs * per_epoch)
+        return None if total >= _ENDLESS else total
+
+
+def _plan(
+    setup: Setup | Recipe | str,
+    data: Any,
+    epochs: int | None,
+    steps: int | None,
+    batch_size: int | None,
+    seed: int,
+) -> _Plan:
+    if epochs is not None and steps is not None:
+        raise SetupError(f"Give `epochs` or `steps`, not both ({epochs} and {steps}).")
+    if any(count is not None and count < 1 for count in (epochs, steps)):
+        raise SetupError("A training takes one epoch or step, or more.")
+    if isinstance(setup, str):
+        setup, data = recipe(setup, data=data, seed=seed), None
+    usual = (_EPOCHS, _BATCH_SIZE)
+    if isinstance(setup, Recipe):
+        usual = (setup.epochs, setup.batch_size)
+        setup, data = setup.setup, setup.data if data is None else data
+    rows = load(data) if isinstance(data, str) else data
+    limit = epochs or (usual[0] if steps is None else _ENDLESS)
+    return _Plan(setup, rows, limit, steps or _ENDLESS, batch_size or usual[1])
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _move(setup: Setup, device: torch.device) -> None:
+    stays = _home(setup.model).type == device.type
+    setup.model.to(device)
+    if isinstance(setup.loss_fn, nn.Module):
+        setup.loss_fn.to(device)
+    if isinstance(setup.optimizer, Optimizer) and not stays:  # loading puts the state beside its parameter
+        setup.optimizer.load_state_dict(setup.optimizer.state_dict())
+
+
+def _run(plan: _Plan, source: Feed, device: torch.device, show: Show) -> History:
+    observed, tally = observe(plan.setup)
+    plan.setup.model.train()
+    epochs = (grouped(source.epoch(), plan.setup.accumulate) for _ in count())
+    opening = next(epochs)
+    first = list(islice(opening, 1))
+    with _threads(plan, source, device, first):
+        step, meter = Stepper(observed), Meter(tally)
+        start = perf_counter()
+        rates = list(_epochs(plan, chain([chain(first, opening)], epochs), step, meter, show))
+        return History(
+            loss=tuple(meter.losses),
+            accuracy=_known(rates),
+            test_loss=None,
+            test_accuracy=None,
+            epochs=len(rates),
+            steps=meter.steps,
+            seconds=perf_counter() - start,
+            step_seconds=median(meter.step_seconds),
+            diverged=meter.diverged,
+            device=str(device),
+            threads=torch.get_num_threads(),
+        )
+
+
+def _threads(
+    plan: _Plan, source: Feed, device: torch.device, batches: Sequence[Batch]
+) -> AbstractContextManager[None]:
+    total = plan.total(source.batches)
+    long = total is None or total > _LONG
+    return best_threads(plan.setup, batches) if long and device.type == "cpu" else nullcontext()
+
+
+def _epochs(
+    plan: _Plan, epochs: Iterator[Iterable[list[Batch]]], step: Stepper, meter: Meter, show: Show
+) -> Iterator[float | None]:
+    """Train epoch by epoch; the accuracy of each."""
+    for epoch, groups in enumerate(islice(epochs, plan.epochs), start=1):
+        before, counted = meter.steps, len(meter.right)
+        for group in islice(groups, plan.steps - before):
+            loss = step(group)
+            meter.add(loss)
+            show(epoch, loss)
+            if meter.diverged:
+                break
+        meter.fetch()
+        if meter.steps == before:
+            raise DataError(
+                f"Epoch {epoch} gave no batch. A generator is used up after one epoch: give a DataLoader "
+                "or a list, or check the length of its dataset."
+            )
+        yield accuracy(meter.right[counted:])
+        if meter.diverged or meter.steps >= plan.steps:
+            return
+
+
+def _known(rates: Sequence[float | None]) -> tuple[float, ...] | None:
+    known = tuple(rate for rate in rates if rate is not None)
+    return known or None
+
+
+def _tested(history: History, plan: _Plan, validate: Any, device: torch.device) -> History:
+    if validate is None and isinstance(plan.data, Data) and len(plan.data.x_test):
+        validate = (plan.data.x_test, plan.data.y_test)
+    if validate is None:
+        return history
+    batches = feed(validate, _TEST_ROWS, 0, device).epoch()
+    loss, right = evaluate(plan.setup, batches)
+    return replace(history, test_loss=loss, test_accuracy=right)
+
+
+@contextmanager
+def _bar(total: int | None, shown: bool) -> Iterator[Show]:
+    """What to call after each step to see the progress, at most five times a second."""
+    if not shown:
+        yield lambda epoch, loss: None
+        return
+    columns = ("epoch {task.fields[epoch]}", BarColumn(), "loss {task.fields[loss]}", TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
+        task, steps, due = progress.add_task("", total=total, epoch=1, loss="-"), 0, 0.0
+
+        def show(epoch: int, loss: Tensor) -> None:
+            nonlocal steps, due
+            steps += 1
+            if perf_counter() >= due:
+                progress.update(task, completed=steps, epoch=epoch, loss=number(loss.item()), refresh=True)
+                due = perf_counter() + 0.2
+
+        yield show
+        progress.update(task, completed=steps, total=steps, refresh=True)

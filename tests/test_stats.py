@@ -1,0 +1,93 @@
+"""Each statistic against a slow twin written out in plain loops."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from torch import Tensor, nn
+
+from gradmend import stats
+
+tensors = arrays.arrays(
+    "float32",
+    arrays.array_shapes(min_dims=2, max_dims=4, min_side=2, max_side=5),
+    elements=st.floats(-8, 8, width=32).map(lambda v: 0.0 if abs(v) < 1 else v),
+).map(torch.from_numpy)
+
+
+def pairs_cosine(x: Tensor) -> float:
+    rows = [row.flatten().double() for row in x if row.abs().sum() > 0]
+    cosines = [
+        (a @ b / a.norm() / b.norm()).item() for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j
+    ]
+    return sum(cosines) / len(cosines) if cosines else math.nan
+
+
+@given(tensors)
+def test_moments_and_zeros(x: Tensor) -> None:
+    values = x.double().flatten().tolist()
+    assert stats.mean(x).item() == pytest.approx(sum(values) / len(values), abs=1e-12)
+    assert stats.mean_square(x).item() == pytest.approx(sum(v * v for v in values) / len(values), rel=1e-12)
+    zeros = sum(v == 0 for v in values) / len(values)
+    assert stats.zero_fraction(x).item() == pytest.approx(zeros, abs=1e-12)
+
+
+@given(tensors)
+def test_sample_cosine(x: Tensor) -> None:
+    assert stats.sample_cosine(x).item() == pytest.approx(pairs_cosine(x), abs=1e-9, nan_ok=True)
+
+
+@given(tensors, st.integers(1, 3))
+def test_silent_units(x: Tensor, dim: int) -> None:
+    dim = min(dim, x.dim() - 1)
+    twin = [bool((x.select(dim, unit) == 0).all()) for unit in range(x.shape[dim])]
+    assert stats.silent_units(x, dim).tolist() == twin
+
+
+def test_effective_rank_counts_directions() -> None:
+    basis = torch.linalg.qr(torch.randn(20, 5))[0]
+    signal = torch.randn(2000, 5) @ basis.T
+    twin = torch.linalg.eigvalsh(torch.cov(signal[:64].T.double()))
+    assert stats.effective_rank(signal).item() == pytest.approx((twin.sum() ** 2 / (twin**2).sum()).item())
+    assert 4 < stats.effective_rank(signal).item() < 5.01
+    assert math.isnan(stats.effective_rank(torch.ones(4, 3)).item())
+
+
+def test_squares_do_not_underflow() -> None:
+    assert stats.mean_square(torch.full((4, 4), 1e-30)).item() == pytest.approx(1e-60, rel=1e-5)
+    assert stats.sample_cosine(torch.full((4, 4), 1e-30)).item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("phi", "low", "high"),
+    [
+        (torch.sigmoid, -5.98, 5.98),
+        (torch.tanh, -2.99, 2.99),
+        (torch.relu, 0.0, math.inf),
+        (nn.LeakyReLU(0.1), -math.inf, math.inf),
+        (nn.Hardtanh(), -1.0, 1.0),
+        (nn.ELU(), -4.6, math.inf),
+    ],
+)
+def test_steep_interval(phi: nn.Module, low: float, high: float) -> None:
+    """Within a grid step of the points where the slope is one hundredth of its maximum."""
+    assert stats.steep_interval(phi) == pytest.approx((low, high), abs=0.02)
+
+
+def test_flat_fraction_is_the_share_of_small_slopes() -> None:
+    x = (5 * torch.randn(64, 8, dtype=torch.float64)).requires_grad_()
+    (slope,) = torch.autograd.grad(torch.tanh(x).sum(), x)
+    twin = (slope < 0.01).double().mean().item()
+    flat = stats.flat_fraction(x.detach(), stats.steep_interval(torch.tanh)).item()
+    assert flat == pytest.approx(twin, abs=0.005)  # the interval's ends lie on a grid of step 0.01
+
+
+@pytest.mark.parametrize("statistic", [stats.mean, stats.mean_square, stats.zero_fraction, stats.sample_cosine])
+def test_safe_under_vmap(statistic: object) -> None:
+    x = torch.randn(3, 6, 4)
+    together = torch.func.vmap(statistic)(x)  # type: ignore[arg-type]
+    alone = torch.stack([statistic(part) for part in x])  # type: ignore[operator]
+    torch.testing.assert_close(together, alone)
