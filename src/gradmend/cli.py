@@ -51,7 +51,7 @@ def check(
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
-) -> int:
+) -> None:
     """Find out what is wrong with a network before it trains. Exit code 0: healthy, 1: findings."""
     with _output(as_json) as show:
         from gradmend.diagnosis import diagnose
@@ -59,7 +59,7 @@ def check(
         found = _find(target, data, loss, optimizer, device, seed)
         diagnosis = diagnose(found.setup, found.batches(limit=4))
         show(diagnosis, *([] if diagnosis.healthy else ["", f"To mend it: gradmend mend {target}"]))
-    return HEALTHY if diagnosis.healthy else ILL
+    raise typer.Exit(HEALTHY if diagnosis.healthy else ILL)
 
 
 @app.command()
@@ -72,7 +72,7 @@ def mend(
     seed: SeedOption = 0,
     steps: Annotated[int, typer.Option(help="Optimizer steps of each trial.")] = 200,
     as_json: JsonOption = False,
-) -> int:
+) -> None:
     """Find the least change that makes a network train, and prove it. Your files stay as they are."""
     with _output(as_json) as show:
         from gradmend.setup import Budget
@@ -84,9 +84,9 @@ def mend(
         if not as_json:
             show(treatment.before, "")
         show(treatment)
-        if not as_json and treatment.mended:
+        if not as_json and treatment.changes:
             show("", "The same in your own code:", "", treatment.code())
-    return HEALTHY if treatment.after.healthy else ILL
+    raise typer.Exit(HEALTHY if treatment.after.healthy else ILL)
 
 
 @app.command()
@@ -100,7 +100,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes through the data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per batch.")] = None,
     as_json: JsonOption = False,
-) -> int:
+) -> None:
     """Train a network or a shipped recipe and print its test accuracy."""
     with _output(as_json) as show:
         from gradmend.training import train
@@ -116,21 +116,23 @@ def train(
             progress=not as_json,
         )
         show(history)
-    return ILL if history.diverged else HEALTHY
+    raise typer.Exit(ILL if history.diverged else HEALTHY)
 
 
 @app.command()
 def explain(
-    cause: Annotated[str | None, typer.Argument(metavar="CAUSE", help="Such as 'vanishing gradient'.")] = None,
+    cause: Annotated[
+        str | None, typer.Argument(metavar="CAUSE", help="Such as 'vanishing gradient'.")
+    ] = None,
     as_json: JsonOption = False,
-) -> int:
+) -> None:
     """Say what a cause means, why it happens, how it shows and what treats it."""
     with _output(as_json) as show:
         if cause is None:
             show(*(f"{known.title:32}{known.sentence}" for known in Cause))
         else:
             show(_cause(cause))
-    return HEALTHY
+    raise typer.Exit(HEALTHY)
 
 
 @app.command()
@@ -140,22 +142,24 @@ def demo(
     activation: Annotated[str, typer.Option(help="Of the hidden layers.")] = "sigmoid",
     init: Annotated[str, typer.Option(help="Of the weights: default is torch's own.")] = "default",
     seed: SeedOption = 0,
-) -> int:
+) -> None:
     """Watch a deep network fail, be examined, be mended, and learn."""
     from gradmend.demo import run
 
-    return HEALTHY if run(Console(), data=data, depth=depth, activation=activation, init=init, seed=seed) else ILL
+    raise typer.Exit(
+        HEALTHY
+        if run(Console(), data=data, depth=depth, activation=activation, init=init, seed=seed)
+        else ILL
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 healthy or mended, 1 findings remain, 2 bad input."""
     try:
-        sys.exit(app(arguments, standalone_mode=False))
+        app(arguments)
     except GradmendError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"gradmend: {error}", markup=False)
-    except typer.Abort:
-        sys.exit(130)
-    sys.exit(BAD_INPUT)
+        sys.exit(BAD_INPUT)
 
 
 class _Shown:
@@ -168,7 +172,7 @@ class _Shown:
     def __call__(self, *items: Any) -> None:
         nouns = [item for item in items if hasattr(item, "to_dict")]
         if self.as_json and nouns:
-            print(json.dumps(nouns[0].to_dict()), file=self.stdout)  # noqa: T201
+            print(json.dumps(nouns[0].to_dict()), file=self.stdout)
         elif not self.as_json:
             console = Console(file=self.stdout, highlight=False)
             for item in items:

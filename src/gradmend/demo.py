@@ -47,7 +47,9 @@ def run(console: Console, *, data: str, depth: int, activation: str, init: str, 
     after = _accuracy(console, treatment.setup, rows, seed)
     console.print(treatment.after)
     console.rule("Result")
-    console.print(f"Test accuracy after {STEPS} steps: {before:.1%} untreated, {after:.1%} mended.", style="bold")
+    console.print(
+        f"Test accuracy after {STEPS} steps: {before:.1%} untreated, {after:.1%} mended.", style="bold"
+    )
     return before <= _GUESSING / (rows.classes or 1) and after >= _LEARNED
 
 
@@ -56,4 +58,3 @@ def _accuracy(console: Console, setup: Setup, data: Data, seed: int) -> float:
     history = train(setup.copy(), data, steps=STEPS, batch_size=64, seed=seed, device="cpu", progress=True)
     console.print(history)
     return history.test_accuracy or 0.0
-

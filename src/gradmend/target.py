@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradmend.data import Data, as_batches, load
-from gradmend.errors import DataError, GradmendError, SetupError, TargetError, suggest
-from gradmend.recorder import remember_lines, tensors_in
-from gradmend.setup import Batch, Setup
+from gradmend.errors import DataError, SetupError, TargetError, suggest
+from gradmend.recorder import remember_lines
+from gradmend.setup import Batch, OptimizerFactory, Setup
 from gradmend.zoo import RECIPES, recipe
 
 LOSSES: dict[str, Callable[[], nn.Module]] = {
@@ -122,13 +122,13 @@ def import_file(file: str, target: str) -> ModuleType:
     if not path.is_file():
         near = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
         raise TargetError(f"There is no file {file!r}. {suggest(file, near)}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # it ends in .py
-    module = importlib.util.module_from_spec(spec)
+    loader = SourceFileLoader(path.stem, str(path))
+    module = ModuleType(path.stem)
+    module.__file__ = file
     sys.modules.setdefault(path.stem, module)
     sys.path.insert(0, str(path.parent.resolve()))
     with _users_errors(path, f"{file} raised an error when it was imported"):
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     return module
 
 
@@ -147,7 +147,9 @@ def _users_errors(path: Path, what: str) -> Iterator[None]:
 
 
 def _setup(module: ModuleType, name: str, target: str) -> Setup:
-    usable = [key for key, value in vars(module).items() if not key.startswith("_") and _usable(module, value)]
+    usable = [
+        key for key, value in vars(module).items() if not key.startswith("_") and _usable(module, value)
+    ]
     file = module.__file__ or ""
     if not name:
         raise TargetError(f"Which model of {file}? Type {file}:NAME. {suggest(name, usable)}")
@@ -162,8 +164,8 @@ def _setup(module: ModuleType, name: str, target: str) -> Setup:
     if isinstance(value, Setup):
         return value
     raise TargetError(
-        f"{target} is a {type(value).__name__}. A target is a torch.nn.Module, a gradmend.Setup, or a function "
-        f"without arguments that returns one. {suggest(name, usable)}"
+        f"{target} is a {type(value).__name__}. A target is a torch.nn.Module, a gradmend.Setup, or a "
+        f"function without arguments that returns one. {suggest(name, usable)}"
     )
 
 
@@ -211,7 +213,9 @@ def _completed(
     elif setup.optimizer is None:
         live = getattr(module, "optimizer", None)
         setup = replace(setup, optimizer=live if isinstance(live, Optimizer) else _optimizer("Adam"))
-        note = "defined beside the model" if isinstance(live, Optimizer) else "assumed: give --optimizer NAME:LR"
+        note = (
+            "defined beside the model" if isinstance(live, Optimizer) else "assumed: give --optimizer NAME:LR"
+        )
         notes.append(f"optimizer {type(setup.build_optimizer()).__name__} ({note})")
     return setup, tuple(notes)
 
@@ -232,10 +236,10 @@ def _usual_loss(data: Any) -> tuple[Callable[..., Tensor] | None, str]:
     return nn.MSELoss(), "assumed: the targets are real numbers"
 
 
-def _optimizer(wish: str) -> Callable[..., Optimizer]:
+def _optimizer(wish: str) -> OptimizerFactory:
     """A factory from `NAME` or `NAME:LR`, such as `SGD:0.1`."""
     name, _, rate = wish.partition(":")
-    known = {
+    known: dict[str, Callable[..., Optimizer]] = {
         key.lower(): value
         for key, value in vars(torch.optim).items()
         if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from gradmend import surgery
-from gradmend.console import Printable, number, plain_data
+from gradmend.causes import Cause
+from gradmend.console import Printable, lines, number, plain_data
 from gradmend.data import as_batches
-from gradmend.diagnosis import Diagnosis, diagnose, look
+from gradmend.diagnosis import Diagnosis, Severity, diagnose, look
 from gradmend.errors import GradmendError
 from gradmend.remedies import REMEDIES, Change, Remedy, anatomy_of
 from gradmend.setup import Batch, Budget, Setup
+from gradmend.surgery import Edit
 from gradmend.training import Trial, run_trial
 
 UNTREATED = "untreated"
@@ -54,7 +57,7 @@ class Treatment(Printable):
     @property
     def mended(self) -> bool:
         """Whether the setup was ill and is healthy now."""
-        return bool(self.changes)
+        return bool(self.changes) and self.after.healthy
 
     @property
     def verdict(self) -> str:
@@ -63,44 +66,68 @@ class Treatment(Printable):
             return "This setup is healthy; nothing was changed."
         if not self.changes:
             return "No remedy made this setup healthy and better, so nothing was changed."
-        return f"Mended by: {'; '.join(change.text for change in self.changes)}."
+        done = "; ".join(change.text for change in self.changes)
+        return f"Mended by: {done}." if self.after.healthy else f"Mended in part by: {done}. Left to you:"
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What is left to do by hand: faults that sit in the user's own functions."""
+        if self.after.healthy:
+            return ()
+        errors = [f for f in self.after.findings if f.severity is Severity.ERROR and f.where]
+        return tuple(f"{lines(f.where)}: {f.cause.value.cure}" for f in errors)
 
     def code(self) -> str:
         """The changes as Python, to be run on `model` (and `optimizer`) without gradmend."""
+        if not self.changes:
+            return ""
         edits = [edit for change in self.changes for edit in change.edits]
-        head = f"{surgery.prelude(edits)}\n" if edits else ""
-        parts = [
-            f"# {change.text}\ntorch.manual_seed(0)\n" + "\n".join(edit.code for edit in change.edits)
-            for change in self.changes
-        ]
-        return head + "\n\n".join(parts) + ("\n" if parts else "")
+        parts = [f"# {change.text}\ntorch.manual_seed(0)\n{_loops(change.edits)}" for change in self.changes]
+        return "\n\n".join([surgery.prelude(edits), *parts]) + "\n"
 
     def __rich__(self) -> RenderableType:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading, side in (
-            ("trial", "left"),
-            ("steps", "right"),
-            ("loss", "right"),
-            ("accuracy", "right"),
-        ):
-            table.add_column(heading, justify=side)  # type: ignore[arg-type]
-        for trial in self.trials:
-            accuracy = "-" if trial.accuracy is None else f"{trial.accuracy:.1%}"
-            table.add_row(trial.label, str(len(trial.losses)), number(trial.final_loss), accuracy)
         style = "bold green" if self.after.healthy else "bold red"
-        return Group(*([table, Text()] if self.trials else []), Text(self.verdict, style=style))
+        words = [Text(self.verdict, style=style), *(Text(f"- {line}") for line in self.advice)]
+        return Group(_table(self.trials), Text(), *words) if self.trials else Group(*words)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""
         return {
             "verdict": self.verdict,
             "mended": self.mended,
+            "advice": list(self.advice),
             "changes": [{"text": c.text, "remedy": repr(c.remedy)} for c in self.changes],
             "code": self.code(),
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
             "trials": plain_data(self.trials),
         }
+
+
+def _table(trials: Sequence[Trial]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("trial")
+    for heading in ("steps", "loss", "accuracy"):
+        table.add_column(heading, justify="right")
+    longest = {trial.label: trial for trial in sorted(trials, key=lambda trial: len(trial.losses))}
+    for trial in longest.values():
+        accuracy = "-" if trial.accuracy is None else f"{trial.accuracy:.1%}"
+        table.add_row(trial.label, str(len(trial.losses)), number(trial.final_loss), accuracy)
+    return table
+
+
+def _loops(edits: Sequence[Edit]) -> str:
+    """The code of the edits; runs of edits that differ only in their place become one loop."""
+    templates = [
+        (edit.code.replace(f'"{edit.where}"', "name") if edit.where else edit.code) for edit in edits
+    ]
+    parts = []
+    for template, run in itertools.groupby(zip(templates, edits, strict=True), key=lambda pair: pair[0]):
+        group = [edit for _, edit in run]
+        names = ", ".join(f'"{edit.where}"' for edit in group)
+        loop = f"for name in [{names}]:\n{textwrap.indent(template, '    ')}"
+        parts += [loop] if len(group) > 1 and group[0].where else [edit.code for edit in group]
+    return "\n".join(parts)
 
 
 def mend(
@@ -154,8 +181,13 @@ class _Search:
         self.budget = budget
         self.say = say
         self.trials: dict[tuple[Plan, int], Trial] = {}
+        self.untreatable = frozenset[Cause]()
 
     def treatment(self, before: Diagnosis) -> Treatment:
+        """Search, choose, and take away what is unnecessary."""
+        anatomy = anatomy_of(self.setup, self.batches[0])
+        applicable = [remedy for remedy in REMEDIES if remedy.applies_to(self.setup, anatomy)]
+        self.untreatable = before.causes - frozenset[Cause]().union(*(r.treats for r in applicable))
         plan = self.best(self.healthy_plans(before))
         if plan:
             plan = self.without_unnecessary(plan)
@@ -175,7 +207,7 @@ class _Search:
         return tuple(changes)
 
     def healthy_plans(self, before: Diagnosis) -> list[Plan]:
-        """Combinations of remedies that leave nothing to find, the least intrusive first."""
+        """Combinations of remedies that leave nothing treatable to find, the least intrusive first."""
         order = itertools.count()
         queue: list[tuple[int, int, Plan]] = []
         seen, healthy = set[Plan](), list[Plan]()
@@ -193,7 +225,7 @@ class _Search:
             *_, plan = heapq.heappop(queue)
             self.say(f"looking at {describe(plan)}")
             if diagnosis := self.look(plan):
-                healthy += [plan] if diagnosis.healthy else []
+                healthy += [plan] if diagnosis.causes <= self.untreatable else []
                 push(self.extensions(plan, diagnosis))
         return healthy
 
@@ -204,7 +236,8 @@ class _Search:
             if len(changes) < len(plan):
                 return None
             quick = look(changes[-1].setup, self.batches)
-            return diagnose(changes[-1].setup, self.batches) if quick.healthy else quick
+            good = quick.causes <= self.untreatable
+            return diagnose(changes[-1].setup, self.batches) if good else quick
         except GradmendError:
             return None
 
@@ -229,6 +262,7 @@ class _Search:
         return min(good, key=cost)
 
     def bound(self, lowest: float, untreated: float) -> float:
+        """The highest final loss that still counts as training about as well as the best."""
         gain = untreated - lowest if math.isfinite(untreated) else abs(lowest)
         return lowest + _TOLERANCE * gain
 
@@ -238,7 +272,8 @@ class _Search:
         for remedy in sorted(plan, key=lambda r: -r.intrusion):
             rest = tuple(r for r in plan if r is not remedy)
             diagnosis = self.look(rest) if rest else None
-            if diagnosis and diagnosis.healthy and self.trial(rest, self.budget).final_loss <= bound:
+            cured = diagnosis is not None and diagnosis.causes <= self.untreatable
+            if cured and self.trial(rest, self.budget).final_loss <= bound:
                 plan = rest
         return plan
 
