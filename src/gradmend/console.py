@@ -61,10 +61,10 @@ def bar(value: float, low: float, high: float, width: int = 20) -> str:
 def number(value: float | None, digits: int = 3) -> str:
     """A number as people read it: few digits, scientific only when small or large.
 
-    >>> [number(v) for v in (0.12345, 123456.0, 3.2e-19, None)]
-    ['0.123', '1.23e+05', '3.2e-19', '-']
+    >>> [number(v) for v in (0.12345, 123456.0, 3.2e-19, None, math.nan)]
+    ['0.123', '1.23e+05', '3.2e-19', '-', '-']
     """
-    return "-" if value is None else f"{value:.{digits}g}"
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}g}"
 
 
 def lines(items: Sequence[str], most: int = 4) -> str:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradmend.errors import DataError
 from gradmend.setup import Batch, LossFn, Setup
 
 _THRESHOLDS: Final[Mapping[Any, float]] = {
@@ -75,10 +76,13 @@ def evaluate(setup: Setup, batches: Iterable[Batch]) -> tuple[float, float | Non
     Returns:
         The loss, and an accuracy between 0 and 1: None if the setup does not classify.
 
+    Raises:
+        DataError: without any batch.
+
     Example:
         >>> setup = Setup(nn.Identity(), nn.CrossEntropyLoss())
         >>> evaluate(setup, [(torch.eye(3), torch.tensor([0, 1, 1]))])[1]
-        0.6666666865348816
+        0.6666666666666666
     """
     watched, tally = observe(setup)
     losses: list[Tensor] = []
@@ -90,9 +94,11 @@ def evaluate(setup: Setup, batches: Iterable[Batch]) -> tuple[float, float | Non
             losses.append(watched.loss(batch))
             rows.append(_rows(batch))
             right += [count for count in [tally.take()[0]] if count is not None]
+    if not losses:
+        raise DataError("There is no batch to evaluate on. Check the length of the test data.")
     weights = torch.tensor(rows, dtype=losses[0].dtype, device=losses[0].device)
     loss = (torch.stack(losses) * weights).sum() / weights.sum()
-    return loss.item(), (torch.stack(right).sum() / weights.sum()).item() if right else None
+    return loss.item(), torch.stack(right).sum().item() / sum(rows) if right else None
 
 
 @contextmanager

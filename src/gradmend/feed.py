@@ -1,4 +1,4 @@
-"""Feed: any form of data as batches on a device, epoch by epoch."""
+"""Feed: any form of data as batches, on one device with the setup they train."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from operator import length_hint
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from gradmend.data import Data, as_batches
-from gradmend.setup import Batch
+from gradmend.setup import Batch, Setup
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,27 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if type(batch) in (tuple, list):
         return type(batch)(to_device(member, device) for member in batch)
     return batch
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; auto is CUDA, else MPS, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def move(setup: Setup, device: torch.device) -> None:
+    """Move the model, and with it the loss and what the optimizer remembers."""
+    moved = home(setup.model).type != device.type
+    setup.model.to(device)
+    if isinstance(setup.loss_fn, nn.Module):
+        setup.loss_fn.to(device)
+    if moved and isinstance(setup.optimizer, Optimizer):  # loading puts the state beside its parameter
+        setup.optimizer.load_state_dict(setup.optimizer.state_dict())
+
+
+def home(model: nn.Module) -> torch.device:
+    """The device of the first parameter; the CPU for a model without any."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

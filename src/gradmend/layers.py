@@ -115,8 +115,8 @@ class Standardize(nn.Module):
 def load_old_keys(model: nn.Module, moved: dict[str, str]) -> None:
     """Let a model load checkpoints from before an edit that has just moved keys from prefixes to others.
 
-    Like migrations of a database, edits are kept in order, in `model.old_keys`: a checkpoint of any stage goes
-    through those that it has not seen. Keys that are new altogether are missing in it (`strict=False`).
+    Like migrations of a database, edits stay in order, in `model.old_keys`: a checkpoint of any stage goes
+    through those that it has not seen. Keys that are new altogether it lacks (`strict=False`).
 
     >>> model = nn.Sequential(Residual(nn.Linear(2, 2)))
     >>> load_old_keys(model, {"0.": "0.body."})
@@ -124,14 +124,11 @@ def load_old_keys(model: nn.Module, moved: dict[str, str]) -> None:
     <All keys matched successfully>
     """
     if "old_keys" not in vars(model):
-        wrapped = vars(model.body) if isinstance(model, Before) else {}
-        vars(model)["old_keys"] = list(wrapped.get("old_keys", []))
         model.register_load_state_dict_pre_hook(rename_old_keys)  # type: ignore[no-untyped-call]
-    keys = list(model.state_dict())
-    names = {
-        old + key.removeprefix(new): key for old, new in moved.items() for key in keys if key.startswith(new)
-    }
-    vars(model)["old_keys"].append(names)
+    earlier = vars(model.get_submodule("body") if "" in moved else model).get("old_keys", [])
+    keys, pairs = list(model.state_dict()), moved.items()
+    names = {old + key.removeprefix(new): key for old, new in pairs for key in keys if key.startswith(new)}
+    vars(model)["old_keys"] = [*earlier, names]
 
 
 def rename_old_keys(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -145,8 +142,9 @@ def rename_old_keys(model: nn.Module, state: dict[str, Any], prefix: str, *_: An
     """
     for names in vars(model)["old_keys"]:
         if not any(prefix + key in state for key in set(names.values()) - set(names)):
-            old = [key for key in names if prefix + key in state]
-            state |= dict(zip([prefix + names[key] for key in old], [state.pop(prefix + key) for key in old]))
+            found = [key for key in names if prefix + key in state]
+            values = [state.pop(prefix + key) for key in found]
+            state.update(zip([prefix + names[key] for key in found], values, strict=True))
 
 
 def set_weight(layer: nn.Module, init: Callable[[Tensor], object], name: str = "weight") -> None:
@@ -187,8 +185,8 @@ def definitions(code: str) -> str:
     >>> exec(definitions("model = Before(model, nn.Flatten())"))
     """
     found = list[str]()
-    for definition in (set_weight, load_old_keys, rename_old_keys, Standardize, Residual, After, Before):
-        if re.search(rf"\b{definition.__name__}[(,]", "".join((code, *found))):  # users come before the used
+    for definition in (set_weight, Standardize, Residual, After, Before, load_old_keys, rename_old_keys):
+        if re.search(rf"\b{definition.__name__}[()]", "".join((code, *found))):  # users come before the used
             found.insert(0, inspect.getsource(definition))
     return "\n\n".join([_IMPORTS, *found]) if found else "import torch\nfrom torch import nn\n"
 
@@ -201,8 +199,8 @@ def _constructor(module: nn.Module) -> str:
     text = repr(module)
     try:
         node = ast.parse(text, mode="eval").body
-    except SyntaxError:  # a module with children
-        node = ast.Constant(text)
+    except SyntaxError:  # that of a module with children is no call
+        return text
     if isinstance(node, ast.Call):
         parameters = inspect.signature(type(module)).parameters
         defaults = {key: repr(parameter.default) for key, parameter in parameters.items()}

@@ -13,7 +13,6 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -22,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradmend import stats, theory
+from gradmend import stats
 from gradmend.anatomy import Activation, Anatomy, Site
 from gradmend.data import as_batches, check_batch
-from gradmend.errors import BatchError, SetupError
-from gradmend.profile import Expected, InputReading, ParameterReading, Profile, Reading
+from gradmend.errors import BatchError
+from gradmend.profile import InputReading, ParameterReading, Profile, Reading
 from gradmend.recorder import Recorder, tensors_in
-from gradmend.setup import Batch, Setup
+from gradmend.setup import Batch, Setup, trainable
 
 _CHUNK = 1_000_000
 """How many parameter values are stepped at a time, so that the copies stay small."""
@@ -57,7 +56,7 @@ def measure(setup: Setup, batches: Batch | Iterable[Batch]) -> Profile:
     given = as_batches(batches)
     for batch in given:
         check_batch(batch)
-    _check_parameters(setup)
+    trainable(setup.model)
     with undisturbed(setup.model):
         optimizer = setup.build_optimizer() if setup.optimizer is not None else None
         steps = [_Step(setup, batch, optimizer if i == 0 else None).read() for i, batch in enumerate(given)]
@@ -68,37 +67,52 @@ def measure(setup: Setup, batches: Batch | Iterable[Batch]) -> Profile:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run a training step inside and leave the model and all random generators as they were."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    values = [(tensor, tensor.clone()) for tensor in map(_once, _changed_by_forward(model))]
+    grads = [(p, p.grad) for p in model.parameters()]
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _gradients_on():
             model.train()
+            for p, _ in grads:
+                p.grad = None
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
         for module, training in modes:
             module.training = training
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                buffer.copy_(value)
-                module._buffers[name] = buffer
+        for p, grad in grads:
+            p.grad = grad
+        for now, before in buffers:
+            now.clear()
+            now.update(before)
+        for tensor, value in values:
+            tensor.copy_(value)
 
 
-def _check_parameters(setup: Setup) -> None:
-    parameters = list(setup.model.parameters())
-    name = type(setup.model).__name__
-    if not parameters:
-        raise SetupError(f"The model {name} has no parameters, so there is nothing to train.")
-    if not any(p.requires_grad for p in parameters):
-        raise SetupError(
-            f"All {len(parameters)} parameters of {name} are frozen. Call `model.requires_grad_(True)`."
-        )
+@contextmanager
+def _gradients_on() -> Iterator[None]:
+    """Record gradients inside, also when the user called within `no_grad` or `inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def _changed_by_forward(model: nn.Module) -> Iterator[Tensor]:
+    """Buffers, and the weights of embeddings with `max_norm`, which forward itself shortens."""
+    yield from model.buffers()
+    for module in model.modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+            yield module.weight
+
+
+def _once(tensor: Tensor) -> Tensor:
+    """The tensor with each of its values once: an expanded one repeats them and cannot be written to."""
+    tensor = tensor.detach()
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0 and tensor.shape[dim]:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 class _Step:
@@ -110,11 +124,13 @@ class _Step:
         self.silent: dict[int, Tensor] = {}
         self.gradients: dict[int, Tensor] = {}
         recorder = Recorder(setup.model, _saturation, self._after)
-        with torch.enable_grad(), recorder.watching(batch):
+        with recorder.watching(batch):
             loss = setup.loss(batch)
         self.anatomy = recorder.anatomy()
         gradients = _gradients(setup.model, loss)
-        self.parameters = {name: _parameter_statistics(p, gradients[name]) for name, p in _named(setup.model)}
+        named = _named(setup.model)
+        self.trained = {name: (p, g) for name, p in named if (g := gradients[name]) is not None}
+        self.parameters = {name: _parameter_statistics(p, gradients[name]) for name, p in named}
         self.updates = _updates(setup, optimizer, gradients) if optimizer is not None else {}
         self.loss = loss.detach().double()
 
@@ -130,16 +146,21 @@ class _Step:
             "update": self.updates,
         }
         numbers = _fetch([(group, key, t) for group, items in groups.items() for key, t in items.items()])
+        for name, (parameter, gradient) in self.trained.items():
+            if numbers["parameter", name][2]:  # rare, so the other rows are looked at only now
+                same = stats.rows_equal(parameter.detach()) & stats.rows_equal(gradient)
+                numbers["parameter", name][2] = float(same)
         return _Numbers(self.anatomy, numbers)
 
     def _after(self, site: Site, output: Tensor, weight: Tensor | None, saturation: Tensor | None) -> None:
         if not output.is_floating_point() or output.dim() < 2:
             return
         signal = output.detach()
-        self.forward[site.index] = _forward_statistics(signal, saturation)
+        activity = stats.unit_activity(signal, site.unit_dim)
+        self.forward[site.index] = _forward_statistics(signal, activity, saturation)
         if site.kind == "activation":
-            self.silent[site.index] = stats.silent_units(signal, site.unit_dim)
-        if weight is not None:
+            self.silent[site.index] = activity == 0
+        if weight is not None and not isinstance(weight, nn.Parameter):  # those are measured anyway
             self.weights[site.index] = stats.mean_square(weight.detach())
         if output.requires_grad:
             output.register_hook(partial(self._backward, site.index))  # type: ignore[no-untyped-call]
@@ -154,14 +175,16 @@ def _saturation(signal: Tensor, phi: Activation | None) -> Tensor | None:
     return stats.flat_fraction(signal.detach(), stats.steep_interval(phi))
 
 
-def _forward_statistics(x: Tensor, saturation: Tensor | None) -> Tensor:
-    flat = torch.full((), torch.nan, dtype=torch.float64) if saturation is None else saturation
-    basic = (stats.mean(x), stats.mean_square(x), stats.zero_fraction(x))
-    return torch.stack([*basic, flat.to(x.device), stats.sample_cosine(x), stats.effective_rank(x)])
+def _forward_statistics(x: Tensor, activity: Tensor, saturation: Tensor | None) -> Tensor:
+    exact = x.double()  # once for all
+    flat = exact.new_full((), torch.nan) if saturation is None else saturation
+    basic = (stats.mean(exact), stats.mean_square(exact), 1 - activity.double().mean())
+    return torch.stack([*basic, flat, stats.sample_cosine(exact), stats.effective_rank(x)])
 
 
 def _gradient_statistics(g: Tensor) -> Tensor:
-    return torch.stack([stats.mean_square(g), stats.zero_fraction(g), stats.sample_cosine(g)])
+    exact = g.double()
+    return torch.stack([stats.mean_square(exact), stats.zero_fraction(g), stats.sample_cosine(exact)])
 
 
 def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -180,19 +203,19 @@ def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor | None]:
     found = dict(zip([name for name, _ in trainable], gradients, strict=True))
     if all(g is None for g in gradients):
         raise BatchError("The loss reaches none of the model's parameters: is it computed from this model?")
-    return {name: found.get(name) for name, _ in _named(model)}
+    dense = {n: g.to_dense() if g is not None and g.is_sparse else g for n, g in found.items()}
+    return {name: dense.get(name) for name, _ in _named(model)}
 
 
 def _parameter_statistics(parameter: Tensor, gradient: Tensor | None) -> Tensor:
-    """Mean squares of values and gradient; whether all rows are, and stay, equal; whether it is reached."""
+    """Mean squares of values and gradient; whether the first two rows are equal; whether it is reached."""
     value = parameter.detach()
     square = stats.mean_square(value)
     if gradient is None:
         return torch.stack([square, *[torch.zeros_like(square)] * 3])
-    equal = value.new_zeros((), dtype=torch.bool)
-    if value.dim() >= 2 and value.shape[0] > 1:
-        equal = stats.rows_equal(value) & stats.rows_equal(gradient)
-    return torch.stack([square, stats.mean_square(gradient), equal.double(), torch.ones_like(square)])
+    several = value.dim() >= 2 and value.shape[0] > 1
+    equal = stats.rows_equal(value[:2]).double() if several else torch.zeros_like(square)
+    return torch.stack([square, stats.mean_square(gradient), equal, torch.ones_like(square)])
 
 
 def _updates(setup: Setup, optimizer: Optimizer, gradients: dict[str, Tensor | None]) -> dict[str, Tensor]:
@@ -201,7 +224,7 @@ def _updates(setup: Setup, optimizer: Optimizer, gradients: dict[str, Tensor | N
     The step is taken by a copy of the optimizer on copies of the parameters, a chunk at a time. Optimizers
     whose step wants a closure (LBFGS) are left out.
     """
-    if inspect.signature(type(optimizer).step).parameters["closure"].default is inspect.Parameter.empty:
+    if wants_closure(optimizer):
         return {}
     names = {id(p): name for name, p in _named(setup.model)}
     held = [p for group in optimizer.param_groups for p in group["params"] if id(p) in names]
@@ -209,13 +232,20 @@ def _updates(setup: Setup, optimizer: Optimizer, gradients: dict[str, Tensor | N
     for p in held:
         stand_ins[id(p)].grad = gradients[names[id(p)]]
     if setup.gradient_transform is not None:
-        setup.gradient_transform(cast(list[nn.Parameter], list(stand_ins.values())))
+        transform = copy.deepcopy(setup.gradient_transform)
+        transform(cast(list[nn.Parameter], list(stand_ins.values())))
     wanted = {id(p): stand_ins[id(p)].grad for p in held}
     return {
         names[id(p)]: stats.mean_square(change)
         for chunk in _chunks(held)
         for p, change in _changes(optimizer, chunk, wanted)
     }
+
+
+def wants_closure(optimizer: Optimizer) -> bool:
+    """Whether a step cannot be taken without a closure, as with LBFGS."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def _changes(
@@ -280,21 +310,22 @@ def _assemble(
     same = [step for step in steps if [site.name for site in step.anatomy.sites] == names]
     held = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
     parameters = tuple(_parameter(name, p, held, same) for name, p in _named(model))
-    rms = {reading.name: reading.rms for reading in parameters}
+    named = {reading.name: reading for reading in parameters}
     readings = [
-        _reading(site, same, rms) for site in anatomy.sites if ("forward", site.index) in same[0].values
+        _reading(site, same, named) for site in anatomy.sites if ("forward", site.index) in same[0].values
     ]
-    inputs = _input_reading(batches[0])
-    expected, reason = _predict(anatomy, {r.site.index: r for r in readings}, inputs)
     return Profile(
         anatomy=anatomy,
         loss=_average(same, "loss", "loss")[0],
-        sites=tuple(replace(r, expected=expected.get(r.site.index)) for r in readings),
+        sites=tuple(readings),
         parameters=parameters,
-        inputs=inputs,
-        samples=sum(len(next(tensors_in(batch))) for batch in batches),
-        unpredictable=reason,
+        inputs=_input_reading(batches[0]),
+        samples=sum(map(_rows, batches)),
     )
+
+
+def _rows(batch: Batch) -> int:
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim() > 0), 0)
 
 
 def _average(steps: Sequence[_Numbers], group: str, key: int | str, size: int = 1) -> list[float]:
@@ -306,13 +337,15 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _reading(site: Site, steps: Sequence[_Numbers], rms: dict[str, float]) -> Reading:
+def _reading(site: Site, steps: Sequence[_Numbers], parameters: dict[str, ParameterReading]) -> Reading:
     mean, square, zero, flat, cosine, rank = _average(steps, "forward", site.index, 6)
     has_gradient = ("gradient", site.index) in steps[0].values
     gradient = _average(steps, "gradient", site.index, 3) if has_gradient else None
     silent = [min(column) for column in zip(*(s.get("silent", site.index, 0) for s in steps), strict=True)]
     (weight,) = _average(steps, "weight", site.index)
-    biases = [name for name in site.parameters if name.endswith("bias")]
+    used = [parameters[name] for name in site.parameters]
+    squares = [p.rms**2 for p in used if len(p.shape) > 1]
+    weight = squares[0] if squares and math.isnan(weight) else weight
     return Reading(
         site=site,
         mean=mean,
@@ -326,7 +359,7 @@ def _reading(site: Site, steps: Sequence[_Numbers], rms: dict[str, float]) -> Re
         gradient_zero=gradient[1] if gradient else None,
         gradient_cosine=gradient[2] if gradient else None,
         weight_variance=site.fan_in * weight if site.fan_in and not math.isnan(weight) else None,
-        bias_variance=sum(rms[name] ** 2 for name in biases),
+        bias_variance=sum((p.rms**2 for p in used if len(p.shape) == 1), start=0.0),
     )
 
 
@@ -349,7 +382,8 @@ def _parameter(
 
 
 def _input_reading(batch: Batch) -> InputReading | None:
-    x = next((t for t in tensors_in(batch) if t.is_floating_point()), None)
+    inputs = batch[:-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else batch
+    x = next((t for t in tensors_in(inputs) if t.is_floating_point()), None)
     if x is None or x.dim() < 2:
         return None
     columns = x.detach().double().flatten(1)
@@ -364,28 +398,3 @@ def _input_reading(batch: Batch) -> InputReading | None:
         deviations=ends,
         constant=len(deviation) - len(varying),
     )
-
-
-def _predict(
-    anatomy: Anatomy, readings: dict[int, Reading], inputs: InputReading | None
-) -> tuple[dict[int, Expected], str | None]:
-    """What theory expects at each linear site, with the gradient anchored at the last one."""
-    stack = anatomy.stack()
-    if isinstance(stack, str):
-        return {}, stack
-    if inputs is None or math.isnan(inputs.cosine):
-        return {}, "the input is not a batch of real vectors"
-    sites = [linear for linear, _ in stack]
-    layers = [
-        theory.Layer(after.activation if after else None, r.weight_variance or 0.0, r.bias_variance or 0.0)
-        for (linear, after), r in ((pair, readings[pair[0].index]) for pair in stack)
-    ]
-    if not all(readings[site.index].finite for site in sites):
-        return {}, "values are not finite"
-    predicted = theory.predict(layers, inputs.rms**2, inputs.cosine)
-    last = readings[sites[-1].index].gradient_norm or 0.0
-    triples = zip(predicted.q, predicted.cosine, predicted.log_gradient, strict=True)
-    return {
-        site.index: Expected(math.sqrt(q), cosine, last * math.exp(log / 2))
-        for site, (q, cosine, log) in zip(sites, triples, strict=True)
-    }, None

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gradmend import theory
 from gradmend.anatomy import Anatomy, Site
-from gradmend.console import Printable, bar, number
+from gradmend.console import Printable, bar, number, plain_data
 
 ROWS = 32
 """A picture of more sites than this shows some of them, evenly spaced."""
@@ -45,7 +48,6 @@ class Reading:
         gradient_cosine: mean cosine between the gradients of two samples.
         weight_variance: fan-in x mean squared weight (weighted sites).
         bias_variance: mean squared bias (weighted sites).
-        expected: the prediction, where the network is a stack that theory covers.
     """
 
     site: Site
@@ -61,7 +63,6 @@ class Reading:
     gradient_cosine: float | None = None
     weight_variance: float | None = None
     bias_variance: float | None = None
-    expected: Expected | None = None
 
     @property
     def variance(self) -> float:
@@ -135,8 +136,9 @@ class Response:
 
     @property
     def best_fraction(self) -> float:
-        """The fraction of the first step at which the loss is lowest."""
-        return min((loss, fraction) for fraction, loss in self.line if math.isfinite(loss))[1]
+        """The fraction of the first step at which the loss is lowest; the smallest if it is finite nowhere."""
+        finite = [(loss, fraction) for fraction, loss in self.line if math.isfinite(loss)]
+        return min(finite, default=(math.inf, self.line[0][0]))[1]
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,6 @@ class Profile(Printable):
         parameters: one reading per parameter.
         inputs: the float input, if there is one.
         samples: how many samples were measured.
-        unpredictable: why theory says nothing, if it does not.
         response: how the loss answers to steps, if that was measured.
     """
 
@@ -160,12 +161,30 @@ class Profile(Printable):
     parameters: tuple[ParameterReading, ...]
     inputs: InputReading | None
     samples: int
-    unpredictable: str | None
     response: Response | None = None
 
     def weighted(self) -> list[Reading]:
         """The readings at the pre-activations, in the order of execution."""
         return [reading for reading in self.sites if reading.site.weighted]
+
+    @property
+    def expected(self) -> dict[int, Expected]:
+        """What theory predicts, by the index of the site; empty if it cannot."""
+        return self._prediction[0]
+
+    @property
+    def unpredictable(self) -> str | None:
+        """Why theory predicts nothing, if it does not."""
+        return self._prediction[1]
+
+    @cached_property
+    def _prediction(self) -> tuple[dict[int, Expected], str | None]:
+        return _predict(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""
+        measured: dict[str, Any] = plain_data(self)
+        return {**measured, "expected": plain_data(self.expected), "unpredictable": self.unpredictable}
 
     def __rich__(self) -> RenderableType:
         title = f"loss {number(self.loss, 4)}, {self.samples} samples, {len(self.sites)} sites"
@@ -177,7 +196,8 @@ def depth_picture(profile: Profile) -> RenderableType:
     readings = [r for r in profile.weighted() if r.gradient_norm is not None] or list(profile.sites)
     shown = _thinned(readings)
     logs = [_log10(r.gradient_norm) for r in shown]
-    predicted = [_log10(r.expected.gradient_norm) if r.expected else math.nan for r in shown]
+    expected = [profile.expected.get(r.site.index) for r in shown]
+    predicted = [_log10(e.gradient_norm) if e else math.nan for e in expected]
     finite = [v for v in (*logs, *predicted) if math.isfinite(v)] or [0.0]
     low, high = min(finite) - 0.5, max(max(finite), min(finite) + 1.0)
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -188,7 +208,7 @@ def depth_picture(profile: Profile) -> RenderableType:
     for reading, log, guess in zip(shown, logs, predicted, strict=True):
         picture = _mark(bar(log, low, high, width=30), guess, low, high)
         cells = (_fixed(log), _fixed(guess), number(reading.rms), number(reading.cosine))
-        table.add_row(reading.site.name, Text(picture, style="cyan"), *cells)
+        table.add_row(Text(reading.site.name), Text(picture, style="cyan"), *cells)
     notes = [] if len(shown) == len(readings) else [f"{len(shown)} of {len(readings)} layers shown."]
     if profile.unpredictable:
         notes.append(f"Not predicted: {profile.unpredictable}.")
@@ -218,3 +238,28 @@ def _mark(picture: str, value: float, low: float, high: float) -> str:
         return picture
     place = round((value - low) / (high - low) * (len(picture) - 1))
     return picture[:place] + "◆" + picture[place + 1 :]
+
+
+def _predict(profile: Profile) -> tuple[dict[int, Expected], str | None]:
+    """What theory expects at each linear site, with the gradient anchored at the last one; or why not."""
+    stack, inputs = profile.anatomy.stack(), profile.inputs
+    if isinstance(stack, str):
+        return {}, stack
+    if inputs is None or math.isnan(inputs.cosine):
+        return {}, "the input is not a batch of real vectors"
+    by_site = {reading.site.index: reading for reading in profile.sites}
+    readings = [by_site[linear.index] for linear, _ in stack]
+    if not all(reading.finite for reading in readings):
+        return {}, "values are not finite"
+    phis = [after.activation if after else None for _, after in stack]
+    layers = [
+        theory.Layer(phi, r.weight_variance or 0.0, r.bias_variance or 0.0)
+        for phi, r in zip(phis, readings, strict=True)
+    ]
+    predicted = theory.predict(layers, inputs.rms**2, inputs.cosine)
+    last = readings[-1].gradient_norm or 0.0
+    triples = zip(predicted.q, predicted.cosine, predicted.log_gradient, strict=True)
+    return {
+        reading.site.index: Expected(math.sqrt(q), cosine, last * math.exp(log / 2))
+        for reading, (q, cosine, log) in zip(readings, triples, strict=True)
+    }, None

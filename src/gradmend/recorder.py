@@ -7,6 +7,7 @@ alike, so there is one mechanism for both, and no hook is left on the model.
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import weakref
 from collections import Counter
@@ -72,6 +73,8 @@ _RESHAPES = frozenset(
         *(
             "movedim",
             "view_as",
+            "T",
+            "mT",
             "reshape_as",
             "expand",
             "contiguous",
@@ -176,6 +179,8 @@ class Recorder(TorchFunctionMode):
             return given[1], (given[1][:, 0] if "transpose" in name else given[1][0]).numel()
         factors = given[1:3] if "add" in name else given[:2]
         fixed = [i for i, factor in enumerate(factors) if self._origin(factor) is None and factor.dim() >= 2]
+        if len(fixed) > 1:  # the batch came by a way that cannot be traced: look for the parameter
+            fixed = [i for i in fixed if isinstance(factors[i], nn.Parameter)]
         if len(factors) < 2 or len(fixed) != 1:
             return None
         weight = factors[fixed[0]]
@@ -309,6 +314,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def _name_of(func: Any) -> str:
     """The function's name; `relu_` is `relu`, `__add__` stays."""
     name = getattr(func, "__name__", "")
+    if name == "__get__":  # an attribute such as `x.T`
+        name = getattr(func.__self__, "__name__", name)
     return name if name.startswith("__") else name.removesuffix("_")
 
 
@@ -336,8 +343,10 @@ def _activation(
     return partial(function, **dict(options)) if options else function
 
 
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_HERE = f"{Path(__file__).parent}{os.sep}"
+_CALLER = f"{_HERE}setup.py"
+"""Calls the user's code, so what lies outside it is no part of a model."""
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -351,6 +360,8 @@ def _user_line(boundary: FrameType | None) -> str | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame is not boundary:
         file = frame.f_code.co_filename
+        if file == _CALLER:
+            return None
         if not file.startswith((_TORCH, _HERE, "<")):
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back

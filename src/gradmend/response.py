@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradmend.probe import undisturbed
+from gradmend.probe import undisturbed, wants_closure
 from gradmend.profile import Response
 from gradmend.setup import Batch, Setup
 
 
-def respond(setup: Setup, batch: Batch, steps: int = 10) -> Response:
+def respond(setup: Setup, batch: Batch, steps: int = 10) -> Response | None:
     """Step on a copy and watch the loss: along the first step, and over a few steps on one batch.
 
     Args:
         steps: how many steps are taken on the same batch.
+
+    Returns:
+        The losses, or None if no step can be tried on a copy: the optimizer's step wants a closure (LBFGS),
+        or its factory holds on to the model's own parameters, whatever parameters it is given.
 
     Example:
         >>> from functools import partial
@@ -26,9 +30,11 @@ def respond(setup: Setup, batch: Batch, steps: int = 10) -> Response:
         True
     """
     trial = setup.copy()
-    with undisturbed(trial.model):
+    with undisturbed(setup.model), undisturbed(trial.model):
         optimizer = trial.build_optimizer()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = _held(optimizer)
+        if wants_closure(optimizer) or {*map(id, parameters)} & {*map(id, setup.model.parameters())}:
+            return None
         start = [p.detach().clone() for p in parameters]
         before = _train_step(trial, optimizer, batch)
         moved = [p.detach().clone() for p in parameters]
@@ -45,12 +51,18 @@ def _train_step(setup: Setup, optimizer: Optimizer, batch: Batch) -> float:
     """One optimizer step with fixed noise, so that only the parameters tell the losses apart."""
     torch.manual_seed(0)
     loss = setup.loss(batch)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    parameters = [p for p in _held(optimizer) if p.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
     if setup.gradient_transform is not None:
-        setup.gradient_transform([p for group in optimizer.param_groups for p in group["params"]])
+        setup.gradient_transform(parameters)
     optimizer.step()
     return loss.item()
+
+
+def _held(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _loss_at(

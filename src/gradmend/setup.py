@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -95,10 +96,10 @@ class Setup:
         parts = (self.model, self.loss_fn, self.optimizer, self.gradient_transform)
         try:
             model, loss_fn, optimizer, transform = copy.deepcopy(parts)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise SetupError(
                 f"The model cannot be copied: {error} Often an attribute of the model holds a tensor of an "
-                "earlier forward pass: register it as a buffer, or detach it."
+                "earlier forward pass (register it as a buffer, or detach it), an open file or a lock."
             ) from error
         return replace(self, model=model, loss_fn=loss_fn, optimizer=optimizer, gradient_transform=transform)
 
@@ -110,13 +111,40 @@ class Setup:
             raise SetupError(
                 "This setup has no optimizer. Give `optimizer=partial(torch.optim.Adam, lr=1e-3)`."
             )
-        optimizer = self.optimizer([p for p in self.model.parameters() if p.requires_grad])
+        optimizer = self.optimizer(trainable(self.model))
         if not isinstance(optimizer, Optimizer):
             raise SetupError(
                 f"`optimizer` returned {type(optimizer).__name__}, not a torch Optimizer. Give an optimizer "
                 "or a function of the parameters, such as `partial(torch.optim.SGD, lr=0.1)`."
             )
         return optimizer
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are not frozen.
+
+    Raises:
+        SetupError: if there are none, or if they have no values yet (lazy layers, meta device).
+    """
+    parameters = list(model.parameters())
+    name = type(model).__name__
+    if not parameters:
+        raise SetupError(f"The model {name} has no parameters, so there is nothing to train.")
+    if any(isinstance(p, UninitializedParameter) for p in parameters):
+        raise SetupError(
+            f"The model {name} has lazy layers whose sizes are not known yet. Show it one batch: `model(x)`."
+        )
+    if any(p.is_meta for p in parameters):
+        raise SetupError(
+            f"Parameters of {name} are on the meta device, so they have no values. Make the model on a real "
+            'device, or call `model.to_empty(device="cpu")` and initialize it.'
+        )
+    wanted = [p for p in parameters if p.requires_grad]
+    if not wanted:
+        raise SetupError(
+            f"All {len(parameters)} parameters of {name} are frozen. Call `model.requires_grad_(True)`."
+        )
+    return wanted
 
 
 def split(batch: Batch) -> tuple[tuple[Any, ...], Any]:
@@ -151,7 +179,19 @@ def _forward(model: nn.Module, inputs: Any) -> Any:
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise BatchError(
             f"The model {type(model).__name__} cannot take the input {describe(inputs)}: {error}"
+            f"{_hint(inputs, str(error))}"
         ) from error
+
+
+def _hint(inputs: Any, error: str) -> str:
+    tensors = [x for x in inputs if isinstance(x, Tensor)] if isinstance(inputs, tuple) else []
+    if "type" in error and any(not (x.is_floating_point() or x.is_complex()) for x in tensors):
+        return "\nThe input holds integers. Layers other than embeddings take real numbers: type `x.float()`."
+    if "more than 1 value per channel" in error:
+        return "\nBatch normalization cannot train on a batch with a single row: take more rows."
+    if "index out of range" in error:
+        return "\nA number in the input is no row of an embedding: it needs `num_embeddings > x.max()`."
+    return ""
 
 
 def _compare(loss_fn: LossFn, output: Any, target: Any) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from jaxtyping import Bool, Float64, Shaped
+from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
 Scalar = Float64[Tensor, ""]
@@ -32,8 +32,8 @@ def mean_square(x: Shaped[Tensor, "..."]) -> Scalar:
     >>> mean_square(torch.tensor([3.0, 4.0])).item()
     12.5
     """
-    flat = x.double().flatten()
-    return torch.dot(flat, flat) / flat.numel()
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return norm.square() / x.numel()
 
 
 def zero_fraction(x: Shaped[Tensor, "..."]) -> Scalar:
@@ -42,16 +42,16 @@ def zero_fraction(x: Shaped[Tensor, "..."]) -> Scalar:
     >>> zero_fraction(torch.tensor([0.0, 2.0])).item()
     0.5
     """
-    return 1.0 - x.sign().abs().double().mean()
+    return 1.0 - x.sign().abs_().mean().double()
 
 
-def silent_units(x: Shaped[Tensor, "..."], unit_dim: int) -> Bool[Tensor, " units"]:
-    """Which units are exactly zero for every sample (and every position).
+def unit_activity(x: Shaped[Tensor, "..."], unit_dim: int) -> Float[Tensor, " units"]:
+    """Per unit, the share of samples (and positions) for which it is not exactly zero.
 
-    >>> silent_units(torch.tensor([[0.0, 1.0], [0.0, 0.0]]), unit_dim=1).tolist()
-    [True, False]
+    >>> unit_activity(torch.tensor([[0.0, 1.0], [0.0, 0.0]]), unit_dim=1).tolist()
+    [0.0, 0.5]
     """
-    return (x.movedim(unit_dim, 0).flatten(1) == 0).all(dim=1)
+    return x.sign().abs_().movedim(unit_dim, 0).flatten(1).mean(dim=1)
 
 
 def flat_fraction(x: Shaped[Tensor, "..."], steep: tuple[float, float]) -> Scalar:
@@ -65,7 +65,7 @@ def flat_fraction(x: Shaped[Tensor, "..."], steep: tuple[float, float]) -> Scala
     0.5
     """
     low, high = steep
-    return ((x < low) | (x > high)).double().mean()
+    return (x.clamp(low, high) - x).sign().abs_().mean().double()
 
 
 def sample_cosine(x: Shaped[Tensor, "B ..."]) -> Scalar:
@@ -94,9 +94,10 @@ def effective_rank(x: Shaped[Tensor, "B ..."]) -> Scalar:
     >>> round(effective_rank(torch.eye(4)).item(), 6)
     3.0
     """
-    rows = x[:SAMPLES_FOR_RANK].flatten(1).double()
+    rows = x[:SAMPLES_FOR_RANK].flatten(1)
     centred = rows - rows.mean(dim=0)
-    gram = centred @ centred.T
+    scaled = centred / centred.abs().amax()
+    gram = (scaled @ scaled.T).double()
     spread: Tensor = gram.trace() ** 2 / gram.square().sum()
     return spread
 
@@ -107,7 +108,7 @@ def rows_equal(x: Shaped[Tensor, "units ..."]) -> Bool[Tensor, ""]:
     >>> rows_equal(torch.ones(3, 2)).item()
     True
     """
-    return (x == x[:1]).all()
+    return (x - x[:1]).abs_().amax() == 0
 
 
 def steep_interval(phi: Callable[[Tensor], Tensor]) -> tuple[float, float]:

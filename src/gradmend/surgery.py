@@ -103,10 +103,10 @@ def insert_after(model: nn.Module, path: str, new: nn.Module) -> Edit | None:
 
 
 def wrap_input(model: nn.Module, new: nn.Module) -> tuple[nn.Module, Edit | None]:
-    """Put `new` before the whole model, in the place of one of its type if there is one.
+    r"""Put `new` before the whole model, in the place of one of its type if there is one.
 
     >>> wrap_input(nn.Linear(4, 1), nn.Flatten())[1].code
-    'model = Before(model, nn.Flatten())'
+    'model = Before(model, nn.Flatten())\nload_old_keys(model, {"": "body."})'
     """
     inner, path = _find(model, ""), "before"
     while isinstance(inner, Before):
@@ -139,7 +139,8 @@ def wrap_residual(
     ['0.scale', '0.body.0.weight', '0.body.0.bias', '2.weight', '2.bias']
     """
     first, parent_path = where[0], where[0].rpartition(".")[0]
-    nest = [_place(model, first), *_nest(model, first)]
+    _place(model, first)
+    nest = _nest(model, first)
     if 1 < len(where) == len(model.get_submodule(parent_path)._modules):
         nest += _nest(model, parent_path)
     if any(isinstance(module, Residual) for module in nest):
@@ -276,7 +277,9 @@ def _group(model: nn.Module, where: Sequence[str]) -> tuple[list[str], dict[str,
     code.insert(
         0, f'model.set_submodule("{where[0]}", nn.Sequential(*list({_code(parent_path)})[{start}:{stop}]))'
     )
-    return code, {f"{path}.": f"{where[0]}.body.{i}." for i, path in enumerate(where)}
+    roots = [path + dot for path in paths(model, parent)]
+    names = [path.removeprefix(parent_path + dot) for path in where]
+    return code, {f"{root}{n}.": f"{root}{names[0]}.body.{i}." for root in roots for i, n in enumerate(names)}
 
 
 def _nest(model: nn.Module, path: str) -> list[nn.Module]:

@@ -16,14 +16,13 @@ import torch
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from gradmend.console import Printable, number
 from gradmend.data import Data, load
 from gradmend.errors import DataError, SetupError
 from gradmend.evaluation import evaluate, modes_restored, observe
-from gradmend.feed import Feed, feed
+from gradmend.feed import Feed, choose_device, feed, home, move
 from gradmend.loop import Meter, Stepper, accuracy, best_threads, grouped, seeded
 from gradmend.setup import Batch, Budget, Setup
 from gradmend.zoo import Recipe, recipe
@@ -129,13 +128,13 @@ def train(
         TargetError: for an unknown recipe.
 
     Example:
-        >>> history = train("deep", steps=100, device="cpu")
+        >>> history = train("deep", steps=20, device="cpu")
         >>> history.steps, round(history.loss[-1], 1)  # ln 10: it has not learnt anything
-        (100, 2.3)
+        (20, 2.3)
     """
     plan = _plan(setup, data, epochs, steps, batch_size, seed)
-    where = _device(device)
-    _move(plan.setup, where)
+    where = choose_device(device)
+    move(plan.setup, where)
     source = feed(plan.data, plan.batch_size, seed, where)
     with modes_restored(plan.setup.model), seeded(seed, where):
         with _bar(plan.total(source.batches), progress) as show:
@@ -189,6 +188,7 @@ def run_trial(
 
     Example:
         >>> from functools import partial
+        >>> nn = torch.nn
         >>> setup = Setup(nn.Linear(2, 1), nn.MSELoss(), partial(torch.optim.SGD, lr=0.1))
         >>> trial = run_trial(setup, [(torch.ones(4, 2), torch.ones(4, 1))], Budget(steps=20))
         >>> len(trial.losses), trial.final_loss < trial.initial_loss
@@ -196,7 +196,7 @@ def run_trial(
     """
     copied = setup.copy()
     observed, tally = observe(copied)
-    with seeded(seed, _home(copied.model)):
+    with seeded(seed, home(copied.model)):
         copied.model.train()
         step, meter = Stepper(observed), Meter(tally, stretch=max(1, min(50, budget.steps // 8)))
         start = perf_counter()
@@ -212,10 +212,6 @@ def run_trial(
 
 def _quarter(steps: int) -> int:
     return math.ceil(steps / 4)
-
-
-def _home(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -250,27 +246,11 @@ def _plan(
     usual = (_EPOCHS, _BATCH_SIZE)
     if isinstance(setup, Recipe):
         usual = (setup.epochs, setup.batch_size)
-        setup, data = setup.setup, setup.data if data is None else data
+        data = setup.data if data is None else data
+        setup = setup.setup
     rows = load(data) if isinstance(data, str) else data
     limit = epochs or (usual[0] if steps is None else _ENDLESS)
     return _Plan(setup, rows, limit, steps or _ENDLESS, batch_size or usual[1])
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _move(setup: Setup, device: torch.device) -> None:
-    stays = _home(setup.model).type == device.type
-    setup.model.to(device)
-    if isinstance(setup.loss_fn, nn.Module):
-        setup.loss_fn.to(device)
-    if isinstance(setup.optimizer, Optimizer) and not stays:  # loading puts the state beside its parameter
-        setup.optimizer.load_state_dict(setup.optimizer.state_dict())
 
 
 def _run(plan: _Plan, source: Feed, device: torch.device, show: Show) -> History:
@@ -299,11 +279,11 @@ def _run(plan: _Plan, source: Feed, device: torch.device, show: Show) -> History
 
 
 def _threads(
-    plan: _Plan, source: Feed, device: torch.device, batches: Sequence[Batch]
+    plan: _Plan, source: Feed, device: torch.device, first: Sequence[list[Batch]]
 ) -> AbstractContextManager[None]:
     total = plan.total(source.batches)
     long = total is None or total > _LONG
-    return best_threads(plan.setup, batches) if long and device.type == "cpu" else nullcontext()
+    return best_threads(plan.setup, first[0]) if first and long and device.type == "cpu" else nullcontext()
 
 
 def _epochs(
@@ -348,7 +328,7 @@ def _tested(history: History, plan: _Plan, validate: Any, device: torch.device) 
 def _bar(total: int | None, shown: bool) -> Iterator[Show]:
     """What to call after each step to see the progress, at most five times a second."""
     if not shown:
-        yield lambda epoch, loss: None
+        yield lambda *_: None
         return
     columns = ("epoch {task.fields[epoch]}", BarColumn(), "loss {task.fields[loss]}", TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:

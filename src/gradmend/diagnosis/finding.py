@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from gradmend.causes import Cause
@@ -52,7 +53,10 @@ class Finding(Printable):
 
     def __rich__(self) -> RenderableType:
         head = Text.assemble(
-            (f"{self.severity.name.lower():8}", _STYLES[self.severity]), (self.cause.title, "bold")
+            (f"{self.severity.name.lower():8}", _STYLES[self.severity]),
+            (self.cause.title, "bold"),
+            no_wrap=True,
+            overflow="ellipsis",
         )
         if self.sites:
             head.append(f"  at {lines(self.sites)}")
@@ -62,7 +66,7 @@ class Finding(Printable):
             details.append(f"measured {number(self.measured)}{against} ({self.unit})")
         if self.where:
             details.append(lines([_short(line) for line in self.where]))
-        return Group(head, *(Text("        " + detail) for detail in details))
+        return Group(head, *(Padding(Text(detail), (0, 0, 0, 8)) for detail in details))
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,12 @@ class Diagnosis(Printable):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""
-        return {"healthy": self.healthy, "verdict": self.verdict, **plain_data(self)}
+        return {
+            "healthy": self.healthy,
+            "verdict": self.verdict,
+            "findings": plain_data(self.findings),
+            "profile": self.profile.to_dict(),
+        }
 
 
 def _short(line: str) -> str:

@@ -60,7 +60,7 @@ class DropSquashing(Remedy):
         {Cause.SOFTMAX_BEFORE_LOGITS_LOSS, Cause.SIGMOID_BEFORE_LOGITS_LOSS}
     )
     intrusion: ClassVar[int] = 1
-    summary: ClassVar[str] = "output without softmax or sigmoid, for a loss that takes logits"
+    summary: ClassVar[str] = "raw scores to the loss (no softmax or sigmoid before it)"
 
     def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
         """Whether a module (not a function in the user's forward) squashes the output."""

@@ -1,0 +1,469 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from gradmend.data import Data
+from gradmend.errors import DataError, SetupError, TargetError
+from gradmend.setup import Budget, Setup
+from gradmend.training import History, Trial, run_trial, train
+from gradmend.zoo import mlp, recipe
+
+on_cpu = partial(train, device="cpu")
+
+
+def toy(rows: int = 96, held_out: int = 32, classes: int | None = 3) -> Data:
+    """Classes that a linear model can tell apart, or their scores."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows + held_out, 8, generator=generator)
+    scores = x @ torch.randn(8, 3, generator=generator)
+    y = scores.argmax(1) if classes else scores
+    return Data(x[:rows], y[:rows], x[rows:], y[rows:], "toy", classes)
+
+
+def network(*extra: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), *extra, nn.Linear(16, 3))
+
+
+def plain_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return mlp(8, 3, width=16, depth=2, activation="tanh")
+
+
+ADAM = partial(Adam, lr=0.01)
+
+
+def setup(optimizer: Any = ADAM, **parts: Any) -> Setup:
+    return Setup(network(nn.Dropout(0.2)), nn.CrossEntropyLoss(), optimizer, **parts)
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# The loop
+
+
+def by_hand(given: Setup, data: Data, steps: int, seed: int = 0) -> list[float]:
+    """The loop as people write it."""
+    torch.manual_seed(seed)
+    optimizer = given.build_optimizer()
+    schedule = given.schedule(optimizer) if given.schedule else None
+    batches = data.batches(32, generator=torch.Generator().manual_seed(seed))
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        parts = []
+        for _ in range(given.accumulate):
+            x, y = next(batches)
+            loss = given.loss_fn(given.model(x), y) / given.accumulate
+            loss.backward()
+            parts.append(loss.detach())
+        if given.gradient_transform is not None:
+            given.gradient_transform(list(given.model.parameters()))
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        losses.append(torch.stack(parts).sum().item())
+    return losses
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"schedule": partial(StepLR, step_size=7, gamma=0.7)},
+        {"gradient_transform": partial(clip_grad_norm_, max_norm=0.1)},
+        {"accumulate": 3},
+        {
+            "schedule": partial(StepLR, step_size=5),
+            "gradient_transform": partial(clip_grad_norm_, max_norm=1.0),
+            "accumulate": 3,
+        },
+    ],
+    ids=["plain", "schedule", "clipping", "accumulation", "all"],
+)
+def test_training_is_the_hand_written_loop_bit_for_bit(parts: dict[str, Any]) -> None:
+    ours, theirs = (setup(partial(Adam, lr=0.01, fused=False), **parts) for _ in range(2))
+    history = on_cpu(ours, toy(), steps=50, seed=3)
+    assert list(history.loss) == by_hand(theirs, toy(), 50, seed=3)
+    assert_same(state(ours.model), state(theirs.model))
+
+
+def test_a_short_last_group_is_a_step_too() -> None:
+    history = on_cpu(setup(accumulate=2), toy(96), epochs=2)
+    assert (history.steps, history.epochs) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [Adam, AdamW, partial(SGD, lr=0.1, momentum=0.9, weight_decay=1e-3), partial(Adagrad, lr=0.05)],
+    ids=["Adam", "AdamW", "SGD", "Adagrad"],
+)
+def test_fused_optimizers_agree_with_the_others(factory: Callable[..., Optimizer]) -> None:
+    fused, plain = (
+        Setup(plain_network(), nn.CrossEntropyLoss(), partial(factory, **kernel))
+        for kernel in ({}, {"fused": False})
+    )
+    ours, theirs = (on_cpu(given, toy(), steps=20) for given in (fused, plain))
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+    for one, other in zip(fused.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def built(made: list[Optimizer], kind: Callable[..., Optimizer]) -> Callable[[Any], Optimizer]:
+    def factory(parameters: Any) -> Optimizer:
+        made.append(kind(parameters))
+        return made[-1]
+
+    return factory
+
+
+@pytest.mark.parametrize(
+    ("kind", "fused"),
+    [
+        (Adam, True),
+        (partial(Adam, fused=False), False),
+        (partial(Adam, foreach=True), None),
+        (partial(Adam, lr=torch.tensor(0.01)), True),
+        (RMSprop, None),
+    ],
+)
+def test_only_the_unchosen_kernel_of_a_factory_is_chosen(kind: Any, fused: bool | None) -> None:
+    made: list[Optimizer] = []
+    on_cpu(setup(built(made, kind)), toy(), steps=3)
+    assert made[0].param_groups[0].get("fused") == fused
+
+
+def test_sparse_gradients_are_trained_without_the_fused_kernel() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Flatten(), nn.Linear(8, 2))
+    given = Setup(model, nn.CrossEntropyLoss(), partial(SGD, lr=0.1))
+    x, y = torch.randint(5, (16, 2)), torch.randint(2, (16,))
+    assert on_cpu(given, (x, y), steps=4).steps == 4
+
+
+def test_a_live_optimizer_is_used_and_left_as_it_was_made() -> None:
+    model = network()
+    optimizer = Adam(model.parameters())
+    given = Setup(model, nn.CrossEntropyLoss(), optimizer)
+    on_cpu(given, toy(), steps=5)
+    on_cpu(given, toy(), steps=5)
+    assert all(entry["step"] == 10 for entry in optimizer.state.values())
+    assert optimizer.param_groups[0]["fused"] is None
+
+
+# Seeds and what must not be disturbed
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
+    first, again, other = (on_cpu(setup(), toy(), epochs=3, seed=seed).loss for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_random_state_modes_and_threads_return() -> None:
+    given = setup()
+    given.model[1].eval()
+    modes = [module.training for module in given.model.modules()]
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    on_cpu(given, toy(), steps=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in given.model.modules()] == modes
+    assert torch.get_num_threads() == threads
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_are_chosen_on_a_copy() -> None:
+    long, short = (on_cpu(setup(), toy(), steps=steps) for steps in (201, 20))
+    assert short.loss == pytest.approx(long.loss[:20], rel=1e-3)
+    assert short.threads == torch.get_num_threads() == 2
+    assert long.threads in (1, 2)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_return_after_an_error() -> None:
+    class Uncopied(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = super().forward(x)
+            return self.kept
+
+    model = Uncopied(8, 3)
+    model(torch.zeros(2, 8))
+    given = Setup(model, nn.CrossEntropyLoss(), SGD)
+    assert on_cpu(given, toy(), steps=201).threads == 2
+    with pytest.raises(DataError):
+        on_cpu(setup(), iter([toy().head(8)] * 150), epochs=2)
+    assert torch.get_num_threads() == 2
+
+
+# Forms of data
+
+
+def test_forms_of_the_same_batches_train_alike() -> None:
+    x, y = toy().x, toy().y
+    cut = list(zip(x.split(32), y.split(32), strict=True))
+    loader = DataLoader(TensorDataset(x, y), batch_size=32)
+    setups = (Setup(plain_network(), nn.CrossEntropyLoss(), ADAM) for _ in range(2))
+    losses = [on_cpu(next(setups), data, epochs=4).loss for data in (cut, loader)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 12
+
+
+def test_full_arrays_are_cut_as_data_is() -> None:
+    data = toy()
+    arrays = on_cpu(setup(), (data.x, data.y), epochs=2, batch_size=16)
+    assert arrays.loss == on_cpu(setup(), data, epochs=2, batch_size=16).loss
+    assert arrays.test_accuracy is None
+
+
+def test_ten_epochs_of_batches_of_32_are_usual() -> None:
+    history = on_cpu(setup(), toy())
+    assert (history.epochs, history.steps) == (10, 30)
+    assert on_cpu(setup(), toy(), steps=35).epochs == 12
+
+
+class WithLoss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"loss": nn.functional.cross_entropy(self.linear(x), labels)}
+
+
+def test_batches_that_are_dicts() -> None:
+    batch = {"x": toy().x, "labels": toy().y}
+    history = on_cpu(Setup(WithLoss(), optimizer=partial(SGD, lr=0.5)), [batch], [batch], epochs=20)
+    assert history.loss[-1] < history.loss[0]
+    assert history.accuracy is None
+    assert history.test_accuracy is None
+    assert history.test_loss == pytest.approx(history.loss[-1], rel=0.05)
+    single = on_cpu(Setup(WithLoss(), optimizer=partial(SGD, lr=0.5)), batch, epochs=2)
+    assert single.steps == 2
+
+
+def test_a_step_of_the_users_own() -> None:
+    def step(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        return model(batch["pair"][0]).square().mean() + batch["bias"]
+
+    given = Setup(network(), step=step, optimizer=partial(SGD, lr=0.1))
+    history = on_cpu(given, [{"pair": [toy().x], "bias": 1.0}], epochs=5)
+    assert history.loss[-1] < history.loss[0]
+    assert history.accuracy is None
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(zip(toy().x, toy().y, strict=True))
+
+
+def test_loaders_of_unknown_length() -> None:
+    assert on_cpu(setup(), DataLoader(Stream(), batch_size=32), epochs=2).steps == 6
+
+
+def test_a_generator_serves_one_epoch() -> None:
+    batches = [toy().head(32)] * 3
+    assert on_cpu(setup(), iter(batches), epochs=1).steps == 3
+    with pytest.raises(DataError, match="Epoch 2 gave no batch"):
+        on_cpu(setup(), iter(batches), epochs=2)
+
+
+@pytest.mark.parametrize("data", [[], TensorDataset(toy().x, toy().y), 3])
+def test_what_gives_no_batches_is_refused(data: Any) -> None:
+    with pytest.raises(DataError):
+        on_cpu(setup(), data)
+
+
+# Outcomes
+
+
+def test_classes_are_learnt_and_counted() -> None:
+    given = setup()
+    data = toy(400, 150)
+    history = on_cpu(given, data, epochs=30)
+    assert len(history.accuracy) == 30
+    assert history.accuracy[-1] > history.accuracy[0]
+    with torch.no_grad():
+        output = given.model.eval()(data.x_test)
+    assert history.test_accuracy == pytest.approx((output.argmax(1) == data.y_test).float().mean().item())
+    loss = nn.functional.cross_entropy(output, data.y_test).item()
+    assert history.test_loss == pytest.approx(loss, rel=1e-5)
+    assert history.test_accuracy > 0.8
+
+
+def test_accuracy_is_of_the_outputs_seen_while_training() -> None:
+    data = toy()
+    frozen = Setup(network(), nn.CrossEntropyLoss(), partial(SGD, lr=0.0))
+    batch = (data.x, data.y)
+    right = (frozen.model(data.x).argmax(1) == data.y).float().mean().item()
+    assert on_cpu(frozen, [batch], epochs=2).accuracy == pytest.approx((right, right))
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "last"),
+    [
+        (nn.BCEWithLogitsLoss(), nn.Identity()),
+        (nn.functional.binary_cross_entropy_with_logits, nn.Identity()),
+        (partial(nn.functional.binary_cross_entropy_with_logits, reduction="mean"), nn.Identity()),
+        (nn.BCELoss(), nn.Sigmoid()),
+    ],
+)
+@pytest.mark.parametrize("flat", [False, True])
+def test_one_output_unit_tells_two_classes_apart(loss_fn: Any, last: nn.Module, flat: bool) -> None:
+    shape = nn.Flatten(0) if flat else nn.Identity()
+    linear = nn.Linear(1, 1)
+    nn.init.ones_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    given = Setup(nn.Sequential(linear, last, shape), loss_fn, partial(SGD, lr=0.0))
+    x, y = torch.tensor([[-1.0], [-0.1], [0.1], [2.0]]), torch.tensor([[0.0], [1.0], [1.0], [1.0]])
+    y = y.flatten() if flat else y
+    history = on_cpu(given, [(x, y)], (x, y), epochs=1)
+    assert history.accuracy == (0.75,)
+    assert history.test_accuracy == 0.75
+
+
+def test_regression_has_no_accuracy() -> None:
+    given = Setup(network(), nn.MSELoss(), partial(Adam, lr=0.01))
+    history = on_cpu(given, toy(classes=None), epochs=20)
+    assert history.accuracy is None
+    assert history.test_accuracy is None
+    assert history.test_loss < 10
+
+
+def test_divergence_ends_a_training() -> None:
+    given = Setup(network(), nn.CrossEntropyLoss(), partial(SGD, lr=1e30))
+    history = on_cpu(given, toy(), steps=1000)
+    assert history.diverged
+    assert history.steps <= 50
+    assert "diverged" in str(history)
+
+
+def test_a_history_prints_itself_and_becomes_a_dict() -> None:
+    history = on_cpu(setup(), toy(), epochs=2)
+    assert isinstance(history, History)
+    assert "test accuracy" in str(history)
+    assert history.to_dict()["steps"] == len(history.loss) == 6
+    assert history.to_dict()["device"] == "cpu"
+    assert history.seconds > history.step_seconds > 0
+
+
+def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    quiet = on_cpu(setup(), toy(), epochs=2)
+    assert capsys.readouterr() == ("", "")
+    shown = on_cpu(setup(), toy(), epochs=2, progress=True)
+    assert shown.loss == quiet.loss
+    out, err = capsys.readouterr()
+    assert not out
+    assert "epoch" in err
+
+
+# Recipes and refusals
+
+
+def test_recipes_bring_their_data_and_settings() -> None:
+    history = on_cpu("deep", steps=4)
+    assert history.test_accuracy < 0.2
+    assert on_cpu(recipe("deep", depth=1), steps=4).epochs == 1
+    assert on_cpu("deep", toy(), steps=4).test_accuracy is not None
+    made = recipe("deep", depth=1, activation="relu")
+    assert on_cpu(made.setup, "digits", epochs=1).steps == math.ceil(1437 / 32)
+    assert on_cpu(replace(made, epochs=2)).steps == 2 * math.ceil(1437 / 64)
+
+
+def test_a_shallow_network_learns_the_digits() -> None:
+    assert on_cpu(recipe("deep", depth=2, activation="relu"), epochs=10).test_accuracy > 0.9
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: train(setup(), toy(), epochs=1, steps=1), SetupError, "not both"),
+        (lambda: train(setup(), toy(), epochs=0), SetupError, "one epoch or step"),
+        (lambda: train(setup(), toy(), steps=-1), SetupError, "one epoch or step"),
+        (lambda: train(setup(None), toy()), SetupError, "no optimizer"),
+        (lambda: train(setup(schedule=ReduceLROnPlateau), toy()), SetupError, "ReduceLROnPlateau"),
+        (lambda: train("deeep"), TargetError, "Did you mean 'deep'"),
+        (lambda: train(setup(), toy(), [], steps=1), DataError, "empty"),
+        (lambda: train(setup(), toy(), iter([]), steps=1), DataError, "no batch to evaluate"),
+    ],
+)
+def test_refusals(call: Callable[[], History], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+# Trials
+
+
+def test_a_trial_touches_nothing() -> None:
+    model = network(nn.Dropout(0.2))
+    given = Setup(model, nn.CrossEntropyLoss(), Adam(model.parameters()))
+    on_cpu(given, toy(), steps=3)
+    model.eval()
+    weights, random = state(model), torch.get_rng_state()
+    memory = [entry["exp_avg"].clone() for entry in given.optimizer.state.values()]
+    gradients = [p.grad.clone() for p in model.parameters()]
+    run_trial(given, [toy().head(32)], Budget(steps=10))
+    assert_same(state(model), weights)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not any(module.training for module in model.modules())
+    after = [entry["exp_avg"] for entry in given.optimizer.state.values()]
+    assert all(map(torch.equal, memory, after))
+    assert all(map(torch.equal, gradients, [p.grad for p in model.parameters()]))
+
+
+def test_trials_are_comparable_and_learn() -> None:
+    batches = list(toy().batches(32, epochs=1, generator=torch.Generator().manual_seed(0)))
+    first, again, other = (
+        run_trial(setup(), batches, Budget(steps=60), label="as it is", seed=seed) for seed in (0, 0, 1)
+    )
+    assert first.losses == again.losses
+    assert first.losses != other.losses
+    assert (first.label, len(first.losses), first.diverged) == ("as it is", 60, False)
+    assert first.final_loss < first.initial_loss == first.losses[0]
+    assert first.accuracy > 0.5
+
+
+def test_a_trial_ends_by_time_or_divergence() -> None:
+    batches = [toy().head(32)]
+    assert len(run_trial(setup(), batches, Budget(steps=1000, seconds=1e-9)).losses) == 1
+    exploding = Setup(network(), nn.CrossEntropyLoss(), partial(SGD, lr=1e30))
+    trial = run_trial(exploding, batches, Budget(steps=1000))
+    assert trial.diverged
+    assert trial.final_loss == math.inf
+    assert len(trial.losses) <= 50
+
+
+def test_the_final_loss_is_the_median_of_the_last_quarter() -> None:
+    trial = Trial("", (9.0, 8.0, 7.0, 6.0, 5.0, 1.0, 3.0, 2.0), None, 1.0, diverged=False)
+    assert (trial.initial_loss, trial.final_loss) == (9.0, 2.5)
+
+
+def test_a_trial_accumulates() -> None:
+    given = Setup(mlp(8, 3, depth=1), nn.CrossEntropyLoss(), partial(SGD, lr=0.1), accumulate=4)
+    assert len(run_trial(given, [toy().head(8)], Budget(steps=5)).losses) == 5

@@ -1,0 +1,138 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gradmend.data import Data
+from gradmend.errors import SetupError, TargetError
+from gradmend.zoo import RECIPES, Residual, mlp, recipe
+
+ACTIVATIONS = {
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "prelu": nn.PReLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+}
+WIDTH = 200
+DEVIATIONS = {
+    "zero": 0.0,
+    "small": 0.01,
+    "large": 1.0,
+    "xavier": 1 / math.sqrt(WIDTH),
+    "he": math.sqrt(2 / WIDTH),
+    "lecun": 1 / math.sqrt(WIDTH),
+    "orthogonal": 1 / math.sqrt(WIDTH),
+}
+
+
+def images(rows: int = 12, *shape: int, classes: int | None = 10) -> Data:
+    x = torch.linspace(0, 1, rows * math.prod(shape)).reshape(rows, *shape)
+    y = torch.arange(rows) % 10 if classes else x.flatten(1)[:, :3].contiguous()
+    return Data(x, y, x[:2], y[:2], "images", classes)
+
+
+@pytest.mark.parametrize(("name", "kind"), ACTIVATIONS.items())
+def test_mlp_is_what_one_would_write(name: str, kind: type[nn.Module]) -> None:
+    model = mlp(5, 3, width=7, depth=2, activation=name, norm="batch")
+    kinds = [nn.Linear, nn.BatchNorm1d, kind]
+    assert [type(layer) for layer in model] == [*kinds, *kinds, nn.Linear]
+    assert model(torch.randn(4, 5)).shape == (4, 3)
+
+
+@pytest.mark.parametrize(("name", "deviation"), DEVIATIONS.items())
+def test_weights_have_the_deviation_of_their_init(name: str, deviation: float) -> None:
+    torch.manual_seed(0)
+    model = mlp(WIDTH, WIDTH, width=WIDTH, depth=1, init=name)
+    for layer in (model[0], model[2]):
+        assert layer.weight.std().item() == pytest.approx(deviation, rel=0.02)
+        assert not layer.bias.any()
+
+
+def test_orthogonal_weights_are_orthogonal() -> None:
+    weight = mlp(8, 2, width=8, depth=1, init="orthogonal")[0].weight
+    torch.testing.assert_close(weight @ weight.T, torch.eye(8))
+
+
+def test_constant_weights_are_equal_and_default_ones_are_torchs_own() -> None:
+    assert mlp(4, 2, depth=1, init="constant")[0].weight.unique().numel() == 1
+    torch.manual_seed(0)
+    ours = mlp(4, 2, width=3, depth=1)
+    torch.manual_seed(0)
+    torch.testing.assert_close(ours[0].weight, nn.Linear(4, 3).weight, rtol=0, atol=0)
+    assert ours[0].bias.any()
+
+
+def test_skip_adds_the_input_of_each_layer_that_keeps_the_width() -> None:
+    model = mlp(5, 3, width=7, depth=3, norm="layer", skip=True)
+    assert [type(layer) for layer in model[:3]] == [nn.Linear, nn.LayerNorm, nn.Sigmoid]
+    assert [type(layer) for layer in model[3:]] == [Residual, Residual, nn.Linear]
+    x = torch.randn(4, 7)
+    torch.testing.assert_close(model[3](x), x + model[3].block(x))
+    assert isinstance(mlp(7, 3, width=7, depth=1, skip=True)[0], Residual)
+
+
+def test_no_hidden_layer_is_a_linear_model() -> None:
+    assert [type(layer) for layer in mlp(5, 3, depth=0)] == [nn.Linear]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"activation": "rleu"}, "no activation 'rleu'. Did you mean 'relu'"),
+        ({"init": "xaver"}, "no init 'xaver'. Did you mean 'xavier'"),
+        ({"norm": "bath"}, "no norm 'bath'. Did you mean 'batch'"),
+    ],
+)
+def test_unknown_names_are_refused(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(SetupError, match=message):
+        mlp(5, 3, depth=1, **settings)
+
+
+def test_the_mnist_recipe() -> None:
+    made = recipe("mnist", data=images(12, 784))
+    model = made.setup.model
+    kinds = [nn.Linear, nn.BatchNorm1d, nn.ReLU]
+    assert [type(layer) for layer in model] == [*kinds, *kinds, nn.Linear]
+    assert [list(layer.weight.shape) for layer in model[::3]] == [[128, 784], [128, 128], [10, 128]]
+    assert isinstance(made.setup.loss_fn, nn.CrossEntropyLoss)
+    optimizer = made.setup.build_optimizer()
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.defaults["lr"] == 1e-3
+    assert (made.batch_size, made.epochs) == (32, 10)
+
+
+def test_the_deep_recipe_and_its_changes() -> None:
+    made = recipe("deep")
+    assert sum(isinstance(layer, nn.Sigmoid) for layer in made.setup.model) == 30
+    assert (made.data.name, made.batch_size, made.epochs) == ("digits", 64, 40)
+    changed = recipe("deep", data="digits", depth=2, width=16, activation="tanh", norm="batch")
+    assert [type(layer) for layer in changed.setup.model[:3]] == [nn.Linear, nn.BatchNorm1d, nn.Tanh]
+
+
+def test_a_seed_decides_the_weights_and_disturbs_nothing() -> None:
+    before = torch.get_rng_state()
+    first, again, other = (recipe("deep", depth=1, seed=seed).setup.model[0].weight for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_images_are_flattened_and_targets_without_classes_take_the_squared_error() -> None:
+    made = recipe("deep", data=images(6, 3, 4, classes=None), depth=1)
+    assert isinstance(made.setup.loss_fn, nn.MSELoss)
+    assert made.setup.loss(made.data.head(6)).isfinite()
+
+
+def test_unknown_recipes_and_changes_are_refused() -> None:
+    with pytest.raises(TargetError, match=r"Did you mean 'mnist'\? Possible: deep, mnist"):
+        recipe("mnits")
+    with pytest.raises(SetupError, match="Did you mean 'depth'"):
+        recipe("deep", dpeth=3)
+    assert set(RECIPES) == {"mnist", "deep"}
