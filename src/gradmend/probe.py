@@ -138,8 +138,8 @@ class _Step:
         """Fetch all statistics with one transfer from the device."""
         groups: dict[str, Mapping[Any, Tensor]] = {
             "loss": {"loss": self.loss},
-            "forward": self.forward,
-            "gradient": self.gradients,
+            "forward": _finished(self.forward),
+            "gradient": _finished(self.gradients),
             "weight": self.weights,
             "silent": self.silent,
             "parameter": self.parameters,
@@ -176,15 +176,26 @@ def _saturation(signal: Tensor, phi: Activation | None) -> Tensor | None:
 
 
 def _forward_statistics(x: Tensor, activity: Tensor, saturation: Tensor | None) -> Tensor:
-    exact = x.double()  # once for all
-    flat = exact.new_full((), torch.nan) if saturation is None else saturation
-    basic = (stats.mean(exact), stats.mean_square(exact), 1 - activity.double().mean())
-    return torch.stack([*basic, flat, stats.sample_cosine(exact), stats.effective_rank(x)])
+    rows = stats.some_samples(x)
+    flat = rows.new_full((), torch.nan) if saturation is None else saturation
+    basic = torch.stack([stats.mean(x), stats.mean_square(x), activity.double().mean(), flat])
+    return torch.cat([basic, stats.cosine_sums(rows), stats.rank_sums(rows)])
 
 
 def _gradient_statistics(g: Tensor) -> Tensor:
-    exact = g.double()
-    return torch.stack([stats.mean_square(exact), stats.zero_fraction(g), stats.sample_cosine(exact)])
+    basic = torch.stack([stats.mean_square(g), stats.zero_fraction(g)])
+    return torch.cat([basic, stats.cosine_sums(stats.some_samples(g))])
+
+
+def _finished(sums: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Turn the sums at the ends of all rows into cosine and rank, for all sites at once."""
+    if not sums:
+        return {}
+    rows = torch.stack(list(sums.values()))
+    basic = 4 if rows.shape[1] == 8 else 2
+    pairs = [stats.cosine(rows[:, basic : basic + 2])]
+    pairs += [stats.effective_rank(rows[:, 6:])] if rows.shape[1] == 8 else []
+    return dict(zip(sums, torch.cat([rows[:, :basic], torch.stack(pairs, dim=1)], dim=1), strict=True))
 
 
 def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -199,7 +210,10 @@ def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor | None]:
             "`.item()`, `torch.no_grad()`, or a conversion to numpy or to integers."
         )
     trainable = [(name, p) for name, p in _named(model) if p.requires_grad]
-    gradients = torch.autograd.grad(loss, [p for _, p in trainable], allow_unused=True)
+    try:
+        gradients = torch.autograd.grad(loss, [p for _, p in trainable], allow_unused=True)
+    except RuntimeError as error:
+        raise BatchError(f"The backward pass failed: {error}") from error
     found = dict(zip([name for name, _ in trainable], gradients, strict=True))
     if all(g is None for g in gradients):
         raise BatchError("The loss reaches none of the model's parameters: is it computed from this model?")
@@ -338,7 +352,7 @@ def _known(value: float) -> float | None:
 
 
 def _reading(site: Site, steps: Sequence[_Numbers], parameters: dict[str, ParameterReading]) -> Reading:
-    mean, square, zero, flat, cosine, rank = _average(steps, "forward", site.index, 6)
+    mean, square, activity, flat, cosine, rank = _average(steps, "forward", site.index, 6)
     has_gradient = ("gradient", site.index) in steps[0].values
     gradient = _average(steps, "gradient", site.index, 3) if has_gradient else None
     silent = [min(column) for column in zip(*(s.get("silent", site.index, 0) for s in steps), strict=True)]
@@ -350,7 +364,7 @@ def _reading(site: Site, steps: Sequence[_Numbers], parameters: dict[str, Parame
         site=site,
         mean=mean,
         rms=math.sqrt(square) if square >= 0 else math.nan,
-        zero=zero,
+        zero=1 - activity,
         dead=sum(silent) / len(silent) if silent else 0.0,
         saturation=_known(flat),
         cosine=cosine,
@@ -394,7 +408,7 @@ def _input_reading(batch: Batch) -> InputReading | None:
         shape=tuple(x.shape),
         mean=columns.mean().item(),
         rms=math.sqrt(stats.mean_square(x.detach()).item()),
-        cosine=stats.sample_cosine(x.detach()).item(),
+        cosine=stats.cosine(stats.cosine_sums(stats.some_samples(x.detach()))).item(),
         deviations=ends,
         constant=len(deviation) - len(varying),
     )

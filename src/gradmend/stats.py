@@ -14,7 +14,10 @@ from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
 Scalar = Float64[Tensor, ""]
-SAMPLES_FOR_RANK = 64
+_TINY = 1e-300
+
+SAMPLES = 32
+"""Statistics of pairs of samples look at no more than so many, evenly spaced over the batch."""
 
 
 def mean(x: Shaped[Tensor, "..."]) -> Scalar:
@@ -68,38 +71,53 @@ def flat_fraction(x: Shaped[Tensor, "..."], steep: tuple[float, float]) -> Scala
     return (x.clamp(low, high) - x).sign().abs_().mean().double()
 
 
-def sample_cosine(x: Shaped[Tensor, "B ..."]) -> Scalar:
+def some_samples(x: Shaped[Tensor, "B ..."]) -> Float64[Tensor, "b n"]:
+    """At most 32 samples, evenly spaced (a batch may be sorted), each as one row in float64.
+
+    >>> some_samples(torch.arange(100)[:, None])[:3, 0].tolist()
+    [0.0, 4.0, 8.0]
+    """
+    return x[:: -(-len(x) // SAMPLES)].flatten(1).double()
+
+
+def cosine_sums(rows: Float64[Tensor, "b n"]) -> Float64[Tensor, "2"]:
+    """What the mean cosine is computed from: |sum of the unit vectors|^2, and how many are not zero."""
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    total = norms.clamp_min(_TINY).reciprocal() @ rows
+    return torch.stack([torch.dot(total, total), norms.sign().sum()])
+
+
+def cosine(sums: Float64[Tensor, "*sites 2"]) -> Float64[Tensor, "*sites"]:
     """The mean cosine over all pairs of samples: 1 if all are parallel; NaN without two non-zero samples.
 
-    >>> sample_cosine(torch.tensor([[1.0, 0.0], [0.0, 2.0]])).item()
+    >>> rows = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    >>> cosine(cosine_sums(rows)).item()
     0.0
     """
-    rows = x.flatten(1).double()
-    norms = torch.linalg.vector_norm(rows, dim=1)
-    inverse = torch.where(norms > 0, 1 / norms, 0.0)
-    count = (norms > 0).double().sum()
-    total = inverse @ rows
-    return torch.where(count > 1, (total @ total - count) / (count * (count - 1)), torch.nan)
+    length, count = sums.unbind(-1)
+    return torch.where(count > 1.5, (length - count) / (count * (count - 1)), torch.nan)
 
 
-def effective_rank(x: Shaped[Tensor, "B ..."]) -> Scalar:
+def rank_sums(rows: Float64[Tensor, "b n"]) -> Float64[Tensor, "2"]:
+    """What the effective rank is computed from: the norms of the centred samples and of their Gram matrix."""
+    centred = rows - rows.mean(dim=0)
+    return torch.stack([torch.linalg.vector_norm(m) for m in (centred, centred @ centred.T)])
+
+
+def effective_rank(sums: Float64[Tensor, "*sites 2"]) -> Float64[Tensor, "*sites"]:
     """How many directions the samples spread over: (sum of eigenvalues)^2 / sum of squared eigenvalues.
 
-    This participation ratio of the covariance lies between 1 and min(B - 1, values per sample). It needs
-    no decomposition. At most the first 64 samples are looked at; NaN if all samples are equal.
+    This participation ratio of the covariance lies between 1 and min(b - 1, values per sample), and needs no
+    decomposition; NaN if all samples are equal.
 
     Source: Roy, Vetterli, The effective rank, 2007, https://ieeexplore.ieee.org/document/7098875 (who take
     the exponential of the entropy in place of the second moment).
 
-    >>> round(effective_rank(torch.eye(4)).item(), 6)
+    >>> round(effective_rank(rank_sums(torch.eye(4, dtype=torch.float64))).item(), 6)
     3.0
     """
-    rows = x[:SAMPLES_FOR_RANK].flatten(1)
-    centred = rows - rows.mean(dim=0)
-    scaled = centred / centred.abs().amax()
-    gram = (scaled @ scaled.T).double()
-    spread: Tensor = gram.trace() ** 2 / gram.square().sum()
-    return spread
+    samples, gram = sums.unbind(-1)
+    return (samples**2 / gram) ** 2
 
 
 def rows_equal(x: Shaped[Tensor, "units ..."]) -> Bool[Tensor, ""]:
