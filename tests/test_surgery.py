@@ -132,7 +132,7 @@ def test_code_of_all_edits_together_defines_each_class_once() -> None:
 
 def test_prelude_has_only_what_is_needed() -> None:
     assert surgery.prelude([Edit("1", 'model.set_submodule("1", nn.ReLU())', "")]) == (
-        "import torch\nfrom torch import nn\n"
+        "from torch import nn\n"
     )
     after = surgery.prelude([Edit("1", "model = After(model, nn.ReLU())\nload_old_keys(model, {})", "")])
     assert "class After" in after

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-_IMPORTS = """\
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
-"""
+_IMPORTS = {
+    "Callable": "from collections.abc import Callable",
+    "partial": "from functools import partial",
+    "Any": "from typing import Any",
+    "torch": "import torch",
+    "Tensor": "from torch import Tensor",
+    "nn": "from torch import nn",
+    "parametrize": "from torch.nn.utils import parametrize",
+}
 
 
 class Before(nn.Module):
@@ -185,10 +185,12 @@ def definitions(code: str) -> str:
     >>> exec(definitions("model = Before(model, nn.Flatten())"))
     """
     found = list[str]()
-    for definition in (set_weight, Standardize, Residual, After, Before, load_old_keys, rename_old_keys):
-        if re.search(rf"\b{definition.__name__}[()]", "".join((code, *found))):  # users come before the used
-            found.insert(0, inspect.getsource(definition))
-    return "\n\n".join([_IMPORTS, *found]) if found else "import torch\nfrom torch import nn\n"
+    for definition in (set_weight, Standardize, Residual, After, Before):
+        if re.search(rf"\b{definition.__name__}[()]", code):
+            found.append(inspect.getsource(definition))
+    text = "\n".join((code, *found))
+    imports = [line for name, line in _IMPORTS.items() if re.search(rf"\b{name}\b", text)]
+    return "\n\n".join(["\n".join(imports) + "\n", *found])
 
 
 def _constructor(module: nn.Module) -> str:

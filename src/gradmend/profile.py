@@ -136,7 +136,7 @@ class Response:
 
     @property
     def best_fraction(self) -> float:
-        """The fraction of the first step at which the loss is lowest; the smallest if it is finite nowhere."""
+        """The fraction of the first step at which the loss is lowest; the smallest if nowhere finite."""
         finite = [(loss, fraction) for fraction, loss in self.line if math.isfinite(loss)]
         return min(finite, default=(math.inf, self.line[0][0]))[1]
 

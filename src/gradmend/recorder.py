@@ -7,17 +7,20 @@ alike, so there is one mechanism for both, and no hook is left on the model.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import jaxtyping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -138,7 +141,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function; make a site of it if it is of a known kind."""
-        kwargs = kwargs or {}
+        kwargs = dict(sorted((kwargs or {}).items(), key=lambda item: item[0] != "input"))
         name = _name_of(func)
         arguments = (*args, *kwargs.values())
         kind = self._kind(name, arguments)
@@ -150,6 +153,8 @@ class Recorder(TorchFunctionMode):
         given = list(tensors_in(arguments))
         phi = _elementwise(name, args, kwargs) if kind == "activation" else None
         weight = self._weight(name, given) if kind in ("linear", "convolution") else None
+        if name == "einsum" and weight:
+            weight = weight[0], _einsum_fan_in(arguments, weight[0])
         note = self._before(given[0], phi)
         origin = self._trace(given)
         output = func(*args, **kwargs)
@@ -163,7 +168,7 @@ class Recorder(TorchFunctionMode):
         return output
 
     def _kind(self, name: str, arguments: Sequence[Any]) -> str | None:
-        """Products without weights, and sums that join nothing, are no sites."""
+        """Products without weights, sums that join nothing and functions of parameters alone are no sites."""
         kind = _KIND_OF.get(name)
         given = [a for a in arguments if isinstance(a, Tensor)]
         if kind == "linear":
@@ -171,6 +176,8 @@ class Recorder(TorchFunctionMode):
         if kind == "sum":
             carried = [a.shape for a in given if self._origin(a)]
             return kind if len(carried) == 2 and carried[0] == carried[1] else None
+        if kind in ("activation", "softmax", "normalization") and not self._trace(given)[0]:
+            return None
         return kind if given else None
 
     def _weight(self, name: str, given: Sequence[Tensor]) -> tuple[Tensor, int] | None:
@@ -189,13 +196,23 @@ class Recorder(TorchFunctionMode):
     def _pass(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         inputs, direct = self._trace((*args, *kwargs.values()))
         output = func(*args, **kwargs)
+        if name == "__setitem__":
+            self._mark(args[0], inputs, frozenset())
         if inputs:
             biased = _KIND_OF.get(name) == "sum" and len(inputs) == 1
+            if biased:
+                self._add_bias(direct, args)
             kept = direct if biased or name in _RESHAPES else frozenset()
             for tensor in tensors_in(output):
                 if self._origin(tensor) is None or not kept:
                     self._mark(tensor, inputs, kept)
         return output
+
+    def _add_bias(self, direct: Iterable[int], summands: Sequence[Any]) -> None:
+        """A bare bias, as in `x @ weight + bias`, belongs to the site that it is added to."""
+        names = tuple(self._names[id(t)] for t in summands if id(t) in self._names)
+        for site in (self.sites[index] for index in direct if index != INPUT and names):
+            self.sites[site.index] = replace(site, parameters=(*site.parameters, *names))
 
     def _origin(self, tensor: Tensor) -> tuple[frozenset[int], frozenset[int]] | None:
         found = self._origins.get(id(tensor))
@@ -230,7 +247,7 @@ class Recorder(TorchFunctionMode):
             inputs=tuple(sorted(origin[0])),
             direct=tuple(sorted(origin[1])),
             shape=tuple(output.shape),
-            unit_dim=self._unit_dim(kind, output, origin[0]),
+            unit_dim=self._unit_dim(kind, function, output, origin[0]),
             fan_in=weight[1] if weight else None,
             activation=phi,
             parameters=tuple(self._names[id(t)] for t in given if id(t) in self._names),
@@ -247,13 +264,17 @@ class Recorder(TorchFunctionMode):
         self._seen[name] += 1
         return name if self._seen[name] == 1 else f"{name}#{self._seen[name]}"
 
-    def _unit_dim(self, kind: str, output: Tensor, inputs: frozenset[int]) -> int:
+    def _unit_dim(self, kind: str, function: str, output: Tensor, inputs: frozenset[int]) -> int:
         last = output.dim() - 1
-        if kind == "convolution":
-            return 1
-        before = [self.sites[i] for i in inputs if i != INPUT]
-        same = [s.unit_dim for s in before if s.shape == tuple(output.shape)]
-        return same[0] if same and kind != "linear" else last
+        if kind == "convolution" or function in ("batch_norm", "group_norm", "instance_norm"):
+            return min(1, last)
+        before = [self.sites[i] for i in sorted(inputs) if i != INPUT]
+        same = [
+            s.unit_dim
+            for s in before
+            if len(s.shape) == output.dim() and s.units == output.shape[s.unit_dim]  # also past pooling
+        ]
+        return same[0] if same and kind not in ("linear", "embedding") else last
 
     def _note_loss(self, name: str, arguments: Sequence[Any]) -> None:
         output, target = (*arguments, None, None)[:2]
@@ -312,24 +333,36 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def _name_of(func: Any) -> str:
-    """The function's name; `relu_` is `relu`, `__add__` stays."""
+    """The function's name; `relu_` is `relu`, `special_expit` is `expit`, `__add__` stays."""
     name = getattr(func, "__name__", "")
     if name == "__get__":  # an attribute such as `x.T`
         name = getattr(func.__self__, "__name__", name)
-    return name if name.startswith("__") else name.removesuffix("_")
+    return name if name.startswith("__") else name.removesuffix("_").removeprefix("special_")
+
+
+def _einsum_fan_in(arguments: Sequence[Any], weight: Tensor) -> int:
+    """The product of the weight's dimensions that are summed over."""
+    equation = next((a for a in arguments if isinstance(a, str)), "")
+    terms, _, result = equation.replace(" ", "").partition("->")
+    place = next(i for i, factor in enumerate(tensors_in(arguments)) if factor is weight)
+    letters = terms.split(",")[place].replace("...", "") if equation else ""
+    sizes = zip(reversed(letters), reversed(weight.shape), strict=False)  # what `...` stands for is in front
+    return math.prod(size for letter, size in sizes if letter not in result) or 1
 
 
 def _elementwise(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
     """The activation as a function of one tensor, without in-place effects."""
     if name == "prelu":
-        return _activation("leaky_relu", (("negative_slope", float(args[1].detach().mean())),))
-    function = getattr(F, name, None) or getattr(torch, name, None)
-    try:
-        given = inspect.signature(function).bind(*args, **kwargs).arguments  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # a builtin has no signature, and none of them works in place
-        return _activation(name, tuple(kwargs.items()), tuple(args[1:]))
+        slope = args[1] if len(args) > 1 else kwargs["weight"]
+        return _activation("leaky_relu", (("negative_slope", float(slope.detach().mean())),))
+    given, positional = kwargs, tuple(args[1:])
+    with suppress(TypeError, ValueError):  # a builtin has no signature, and none of them works in place
+        given, positional = _signature(_function(name)).bind(*args, **kwargs).arguments, ()
     options = {key: value for key, value in given.items() if key not in ("input", "inplace", "training")}
-    return None if name == "rrelu" else _activation(name, tuple(options.items()))
+    return None if name == "rrelu" else _activation(name, tuple(options.items()), positional)
+
+
+_signature = lru_cache(maxsize=256)(inspect.signature)
 
 
 @lru_cache(maxsize=256)
@@ -337,14 +370,19 @@ def _activation(
     name: str, options: tuple[tuple[str, Any], ...], positional: tuple[Any, ...] = ()
 ) -> Activation:
     """One object per activation and options, so that what is computed of it can be remembered."""
-    function = getattr(F, name, None) or getattr(torch, name)
+    function = _function(name)
     if positional:
         return lambda x: function(x, *positional, **dict(options))
     return partial(function, **dict(options)) if options else function
 
 
+def _function(name: str) -> Any:
+    return next(getattr(home, name) for home in (F, torch, torch.special) if hasattr(home, name))
+
+
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _HERE = f"{Path(__file__).parent}{os.sep}"
+_NOT_THE_USERS = (_TORCH, _HERE, f"{Path(jaxtyping.__file__).parent}{os.sep}", "<")
 _CALLER = f"{_HERE}setup.py"
 """Calls the user's code, so what lies outside it is no part of a model."""
 
@@ -362,7 +400,7 @@ def _user_line(boundary: FrameType | None) -> str | None:
         file = frame.f_code.co_filename
         if file == _CALLER:
             return None
-        if not file.startswith((_TORCH, _HERE, "<")):
+        if not file.startswith(_NOT_THE_USERS):
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return None

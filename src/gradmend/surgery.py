@@ -103,10 +103,10 @@ def insert_after(model: nn.Module, path: str, new: nn.Module) -> Edit | None:
 
 
 def wrap_input(model: nn.Module, new: nn.Module) -> tuple[nn.Module, Edit | None]:
-    r"""Put `new` before the whole model, in the place of one of its type if there is one.
+    """Put `new` before the whole model, in the place of one of its type if there is one.
 
     >>> wrap_input(nn.Linear(4, 1), nn.Flatten())[1].code
-    'model = Before(model, nn.Flatten())\nload_old_keys(model, {"": "body."})'
+    'model = Before(model, nn.Flatten())'
     """
     inner, path = _find(model, ""), "before"
     while isinstance(inner, Before):
@@ -117,8 +117,7 @@ def wrap_input(model: nn.Module, new: nn.Module) -> tuple[nn.Module, Edit | None
     wrapped = Before(model, new)
     wrapped.training = model.training
     load_old_keys(wrapped, {"": "body."})
-    code = f'model = Before(model, {call(new)})\nload_old_keys(model, {{"": "body."}})'
-    return wrapped, Edit("", code, f"input: {_name(new)}")
+    return wrapped, Edit("", f"model = Before(model, {call(new)})", f"input: {_name(new)}")
 
 
 def wrap_residual(
@@ -244,11 +243,9 @@ def _wrap(
     model: nn.Module, path: str, wrap: nn.Module, build: str, text: str, moved: dict[str, str] | None = None
 ) -> Edit:
     edit = _put(model, path, wrap, build, text)
-    if not wrap.get_submodule("body").state_dict():
-        return edit
-    moved = moved or {f"{place}.": f"{place}.body." for place in paths(model, wrap)}
-    load_old_keys(model, moved)
-    return Edit(path, f"{edit.code}\nload_old_keys(model, {moved})", edit.text)
+    if wrap.get_submodule("body").state_dict():
+        load_old_keys(model, moved or {f"{place}.": f"{place}.body." for place in paths(model, wrap)})
+    return edit
 
 
 def _insert(model: nn.Module, path: str, new: nn.Module, kind: type[Before] | type[After]) -> Edit | None:

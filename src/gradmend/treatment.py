@@ -14,13 +14,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradmend import surgery
 from gradmend.causes import Cause
 from gradmend.console import Printable, lines, number, plain_data
 from gradmend.data import as_batches
 from gradmend.diagnosis import Diagnosis, Severity, diagnose, look
 from gradmend.errors import GradmendError
-from gradmend.remedies import REMEDIES, Change, Remedy, anatomy_of
+from gradmend.layers import definitions
+from gradmend.remedies import REMEDIES, SEED, Change, Remedy, anatomy_of
 from gradmend.setup import Batch, Budget, Setup
 from gradmend.surgery import Edit
 from gradmend.training import Trial, run_trial
@@ -81,9 +81,8 @@ class Treatment(Printable):
         """The changes as Python, to be run on `model` (and `optimizer`) without gradmend."""
         if not self.changes:
             return ""
-        edits = [edit for change in self.changes for edit in change.edits]
-        parts = [f"# {change.text}\ntorch.manual_seed(0)\n{_loops(change.edits)}" for change in self.changes]
-        return "\n\n".join([surgery.prelude(edits), *parts]) + "\n"
+        text = "\n\n".join(f"# {change.text}\n{_seeded(_loops(change.edits))}" for change in self.changes)
+        return f"{definitions(text)}\n{text}\n"
 
     def __rich__(self) -> RenderableType:
         style = "bold green" if self.after.healthy else "bold red"
@@ -116,6 +115,11 @@ def _table(trials: Sequence[Trial]) -> Table:
     return table
 
 
+def _seeded(code: str) -> str:
+    """Weights are drawn as `mend` drew them."""
+    return f"torch.manual_seed({SEED})\n{code}" if "set_weight(" in code else code
+
+
 def _loops(edits: Sequence[Edit]) -> str:
     """The code of the edits; runs of edits that differ only in their place become one loop."""
     templates = [
@@ -124,8 +128,8 @@ def _loops(edits: Sequence[Edit]) -> str:
     parts = []
     for template, run in itertools.groupby(zip(templates, edits, strict=True), key=lambda pair: pair[0]):
         group = [edit for _, edit in run]
-        names = ", ".join(f'"{edit.where}"' for edit in group)
-        loop = f"for name in [{names}]:\n{textwrap.indent(template, '    ')}"
+        names = textwrap.fill(" ".join(edit.where for edit in group), 88, break_long_words=False)
+        loop = f'for name in """\\\n{names}\n""".split():\n{textwrap.indent(template, "    ")}'
         parts += [loop] if len(group) > 1 and group[0].where else [edit.code for edit in group]
     return "\n".join(parts)
 

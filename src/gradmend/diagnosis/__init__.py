@@ -63,7 +63,7 @@ def diagnose(setup: Setup, batches: Batch | Iterable[Batch]) -> Diagnosis:
         ['softmax before logits loss']
     """
     given = as_batches(batches, limit=_BATCHES)
-    profile = measure(setup, given)
+    profile = measure(setup, iter(given))  # a list of tensors would pass for one batch
     if setup.optimizer is not None and wiring.non_finite(profile) is None:
         profile = replace(profile, response=respond(setup, given[0]))
     return _judge(profile)
@@ -71,7 +71,7 @@ def diagnose(setup: Setup, batches: Batch | Iterable[Batch]) -> Diagnosis:
 
 def look(setup: Setup, batches: Batch | Iterable[Batch]) -> Diagnosis:
     """A quicker diagnosis, without the steps on a copy: it says nothing of the learning rate."""
-    return _judge(measure(setup, as_batches(batches, limit=1)))
+    return _judge(measure(setup, iter(as_batches(batches, limit=1))))
 
 
 def _judge(profile: Profile) -> Diagnosis:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradmend.remedies.activation import ACTIVATIONS, SwapActivation
-from gradmend.remedies.base import Change, Remedy, anatomy_of
+from gradmend.remedies.base import SEED, Change, Remedy, anatomy_of
 from gradmend.remedies.gradient import ClipNorm, ClipValue
 from gradmend.remedies.initialization import LSUV, He, LeCun, Orthogonal, Xavier
 from gradmend.remedies.normalization import BatchNorm, LayerNorm
@@ -14,6 +14,7 @@ from gradmend.remedies.residual import AddSkips
 __all__ = [
     "LSUV",
     "REMEDIES",
+    "SEED",
     "AddMissingParameters",
     "AddSkips",
     "BatchNorm",
