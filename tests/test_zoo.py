@@ -6,7 +6,8 @@ from torch import nn
 
 from gradmend.data import Data
 from gradmend.errors import SetupError, TargetError
-from gradmend.zoo import RECIPES, Residual, mlp, recipe
+from gradmend.layers import Residual
+from gradmend.zoo import RECIPES, mlp, recipe
 
 ACTIVATIONS = {
     "sigmoid": nn.Sigmoid,
@@ -74,7 +75,7 @@ def test_skip_adds_the_input_of_each_layer_that_keeps_the_width() -> None:
     assert [type(layer) for layer in model[:3]] == [nn.Linear, nn.LayerNorm, nn.Sigmoid]
     assert [type(layer) for layer in model[3:]] == [Residual, Residual, nn.Linear]
     x = torch.randn(4, 7)
-    torch.testing.assert_close(model[3](x), x + model[3].block(x))
+    torch.testing.assert_close(model[3](x), x + model[3].body(x))
     assert isinstance(mlp(7, 3, width=7, depth=1, skip=True)[0], Residual)
 
 

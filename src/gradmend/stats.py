@@ -17,7 +17,7 @@ Scalar = Float64[Tensor, ""]
 _TINY = 1e-300
 
 SAMPLES = 32
-"""Statistics of pairs of samples look at no more than so many, evenly spaced over the batch."""
+"""Statistics of pairs of samples look at no more than so many, drawn once for each size of batch."""
 
 
 def mean(x: Shaped[Tensor, "..."]) -> Scalar:
@@ -72,12 +72,22 @@ def flat_fraction(x: Shaped[Tensor, "..."], steep: tuple[float, float]) -> Scala
 
 
 def some_samples(x: Shaped[Tensor, "B ..."]) -> Float64[Tensor, "b n"]:
-    """At most 32 samples, evenly spaced (a batch may be sorted), each as one row in float64.
+    """At most 32 samples, each as one row in float64.
 
-    >>> some_samples(torch.arange(100)[:, None])[:3, 0].tolist()
-    [0.0, 4.0, 8.0]
+    Drawn at random, but always the same: a batch may be sorted, or its classes may take turns.
+
+    >>> some_samples(torch.zeros(100, 2, 3)).shape
+    torch.Size([32, 6])
     """
-    return x[:: -(-len(x) // SAMPLES)].flatten(1).double()
+    chosen = x[_places(len(x), x.device)] if len(x) > SAMPLES else x
+    return chosen.flatten(1).double()
+
+
+@lru_cache(maxsize=256)
+def _places(rows: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False):
+        return torch.randperm(rows, generator=generator)[:SAMPLES].to(device)
 
 
 def cosine_sums(rows: Float64[Tensor, "b n"]) -> Float64[Tensor, "2"]:

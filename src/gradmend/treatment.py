@@ -23,7 +23,7 @@ from gradmend.layers import definitions
 from gradmend.remedies import REMEDIES, SEED, Change, Remedy, anatomy_of
 from gradmend.setup import Batch, Budget, Setup
 from gradmend.surgery import Edit
-from gradmend.training import Trial, run_trial
+from gradmend.training import Trial, best_threads, run_trial
 
 UNTREATED = "untreated"
 _LOOKS, _PLANS, _TOGETHER, _FINALISTS = 60, 6, 3, 2
@@ -168,7 +168,8 @@ def mend(
     before = diagnose(setup, given)
     if before.healthy:
         return Treatment(setup, (), before, before, ())
-    return _Search(setup, given, budget or Budget(), say).treatment(before)
+    with best_threads(setup, given[:1]):
+        return _Search(setup, given, budget or Budget(), say).treatment(before)
 
 
 _MOST_BATCHES = 1000

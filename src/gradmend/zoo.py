@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam
 
 from gradmend.data import Data, load
 from gradmend.errors import SetupError, TargetError, suggest
+from gradmend.layers import Residual
 from gradmend.setup import OptimizerFactory, Setup
 
 _ACTIVATIONS: Final[Mapping[str, Callable[[], nn.Module]]] = {
@@ -41,24 +42,6 @@ _INITS: Final[Mapping[str, Callable[[Tensor], Tensor] | None]] = {
     "lecun": partial(nn.init.kaiming_normal_, nonlinearity="linear"),
     "orthogonal": nn.init.orthogonal_,
 }
-
-
-class Residual(nn.Module):
-    """A residual connection: `x + block(x)`.
-
-    Example:
-        >>> Residual(nn.Identity())(torch.ones(2)).tolist()
-        [2.0, 2.0]
-    """
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The input plus what the block makes of it, both of one shape."""
-        out: Tensor = x + self.block(x)
-        return out
 
 
 def mlp(

@@ -17,8 +17,8 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gradmend.errors import SetupError
-from gradmend.evaluation import Tally
 from gradmend.setup import Batch, Setup
+from gradmend.training.evaluation import Tally
 
 
 class Stepper:

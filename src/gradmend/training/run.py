@@ -21,10 +21,10 @@ from torch import Tensor
 from gradmend.console import Printable, number
 from gradmend.data import Data, load
 from gradmend.errors import DataError, SetupError
-from gradmend.evaluation import evaluate, modes_restored, observe
-from gradmend.feed import Feed, choose_device, feed, home, move
-from gradmend.loop import Meter, Stepper, accuracy, best_threads, grouped, seeded
 from gradmend.setup import Batch, Budget, Setup
+from gradmend.training.evaluation import evaluate, modes_restored, observe
+from gradmend.training.feed import Feed, choose_device, feed, home, move
+from gradmend.training.loop import Meter, Stepper, accuracy, best_threads, grouped, seeded
 from gradmend.zoo import Recipe, recipe
 
 Show: TypeAlias = Callable[[int, Tensor], None]
