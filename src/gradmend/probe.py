@@ -334,7 +334,7 @@ def _assemble(
         sites=tuple(readings),
         parameters=parameters,
         inputs=_input_reading(batches[0]),
-        samples=sum(map(_rows, batches)),
+        samples=sum(_rows(batch) for batch, step in zip(batches, steps, strict=True) if step in same),
     )
 
 

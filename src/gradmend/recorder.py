@@ -10,6 +10,7 @@ import inspect
 import math
 import os
 import sys
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -128,7 +129,7 @@ class Recorder(TorchFunctionMode):
         enter = register_module_forward_pre_hook(self._enter)
         leave = register_module_forward_hook(self._leave, always_call=True)
         try:
-            with self:
+            with _eagerly(), self:
                 yield self
         finally:
             enter.remove()
@@ -290,6 +291,17 @@ class Recorder(TorchFunctionMode):
 
     def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         self._stack.pop()
+
+
+@contextmanager
+def _eagerly() -> Iterator[None]:
+    """Inside, compiled models run as they were written, so that their functions are seen."""
+    if "torch._dynamo.eval_frame" not in sys.modules:  # nothing can have been compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
+        yield
 
 
 _created: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()

@@ -29,8 +29,12 @@ def respond(setup: Setup, batch: Batch, steps: int = 10) -> Response | None:
         >>> respond(setup, (torch.randn(64, 2), torch.randn(64, 1))).best_fraction > 100
         True
     """
-    trial = setup.copy()
-    with undisturbed(setup.model), undisturbed(trial.model):
+    with undisturbed(setup.model):
+        return _respond(setup, setup.copy(), batch, steps)
+
+
+def _respond(setup: Setup, trial: Setup, batch: Batch, steps: int) -> Response | None:
+    with undisturbed(trial.model):
         optimizer = trial.build_optimizer()
         parameters = _held(optimizer)
         if wants_closure(optimizer) or {*map(id, parameters)} & {*map(id, setup.model.parameters())}:

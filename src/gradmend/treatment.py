@@ -6,6 +6,8 @@ import heapq
 import itertools
 import math
 import textwrap
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,7 @@ from gradmend.causes import Cause
 from gradmend.console import Printable, lines, number, plain_data
 from gradmend.data import as_batches
 from gradmend.diagnosis import Diagnosis, Severity, diagnose, look
-from gradmend.errors import GradmendError
+from gradmend.errors import GradmendError, NoEffectWarning
 from gradmend.layers import definitions
 from gradmend.remedies import REMEDIES, SEED, Change, Remedy, anatomy_of
 from gradmend.setup import Batch, Budget, Setup
@@ -26,7 +28,9 @@ from gradmend.surgery import Edit
 from gradmend.training import Trial, best_threads, run_trial
 
 UNTREATED = "untreated"
-_LOOKS, _PLANS, _TOGETHER, _FINALISTS = 60, 6, 3, 2
+_LOOKS, _ALIKE, _PLANS, _FINALISTS, _TOGETHER = 80, 3, 6, 3, 4
+"""Plans looked at, kept of one combination of kinds, tried shortly, tried in full; remedies in one plan."""
+
 _TOLERANCE = 0.1
 """A plan may lose this share of the best gain in loss and still win by changing less."""
 
@@ -103,6 +107,14 @@ class Treatment(Printable):
         }
 
 
+def _fall(diagnosis: Diagnosis) -> float:
+    """What a few steps on one batch leave of its loss: the less, the more promising."""
+    response = diagnosis.profile.response
+    if response is None or not math.isfinite(response.losses[-1]) or not response.before:
+        return math.inf
+    return response.losses[-1] / abs(response.before)
+
+
 def _table(trials: Sequence[Trial]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("trial")
@@ -165,6 +177,7 @@ def mend(
     say = report or (lambda _: None)
     given = as_batches(batches, limit=_MOST_BATCHES)
     say("measuring")
+    setup.build_optimizer()  # without one there is nothing to try
     before = diagnose(setup, given)
     if before.healthy:
         return Treatment(setup, (), before, before, ())
@@ -205,17 +218,21 @@ class _Search:
         """Apply the remedies of a plan, one after the other; those without effect are left out."""
         setup, changes = self.setup, []
         for remedy in plan:
-            if remedy.applies_to(setup, anatomy_of(setup, self.batches[0])):
+            with warnings.catch_warnings(action="ignore", category=NoEffectWarning):
                 change = remedy.apply(setup, self.batches)
+            if change.edits:
                 setup = change.setup
-                changes += [change] if change.edits else []
+                changes.append(change)
         return tuple(changes)
 
     def healthy_plans(self, before: Diagnosis) -> list[Plan]:
-        """Combinations of remedies that leave nothing treatable to find, the least intrusive first."""
+        """Combinations of remedies that leave nothing treatable to find, the most promising first.
+
+        They are looked at in the order of their intrusion, of each combination of kinds only a few.
+        """
         order = itertools.count()
         queue: list[tuple[int, int, Plan]] = []
-        seen, healthy = set[Plan](), list[Plan]()
+        seen, promise, full = set[Plan](), dict[Plan, float](), Counter[frozenset[str]]()
 
         def push(plans: Iterable[Plan]) -> None:
             for plan in plans:
@@ -224,15 +241,20 @@ class _Search:
                     heapq.heappush(queue, (cost(plan), next(order), plan))
 
         push(self.extensions((), before))
-        for _ in range(_LOOKS):
-            if not queue or len(healthy) == _PLANS:
-                break
+        looks = 0
+        while queue and looks < _LOOKS:
             *_, plan = heapq.heappop(queue)
+            kinds = frozenset(map(kind, plan))
+            if full[kinds] == _ALIKE:
+                continue
+            looks += 1
             self.say(f"looking at {describe(plan)}")
             if diagnosis := self.look(plan):
-                healthy += [plan] if diagnosis.causes <= self.untreatable else []
+                if diagnosis.causes <= self.untreatable:
+                    promise[plan] = _fall(diagnosis)
+                    full[kinds] += 1
                 push(self.extensions(plan, diagnosis))
-        return healthy
+        return sorted(promise, key=promise.__getitem__)[:_PLANS]
 
     def look(self, plan: Plan) -> Diagnosis | None:
         """The diagnosis after a plan; None if it changes nothing or cannot be applied."""
@@ -250,8 +272,8 @@ class _Search:
         """The plan with one more remedy that treats what is still found, of a group not used yet."""
         if len(plan) == _TOGETHER:
             return []
-        used = {group(remedy) for remedy in plan}
-        more = [r for r in REMEDIES if r.treats & diagnosis.causes and group(r) not in used]
+        used = {kind(remedy) for remedy in plan}
+        more = [r for r in REMEDIES if r.treats & diagnosis.causes and kind(r) not in used]
         return [tuple(sorted((*plan, r), key=lambda r: _ORDER.index(group(r)))) for r in more]
 
     def best(self, plans: Sequence[Plan]) -> Plan:
@@ -264,7 +286,7 @@ class _Search:
         if not lowest < 0.95 * untreated:
             return ()
         good = [plan for plan in ranked if losses[plan] <= self.bound(lowest, untreated)]
-        return min(good, key=cost)
+        return min(good, key=lambda plan: (cost(plan), [REMEDIES.index(remedy) for remedy in plan]))
 
     def bound(self, lowest: float, untreated: float) -> float:
         """The highest final loss that still counts as training about as well as the best."""
@@ -296,6 +318,11 @@ class _Search:
 def group(remedy: Remedy) -> str:
     """The group of a remedy: the module that holds it."""
     return type(remedy).__module__.rpartition(".")[-1]
+
+
+def kind(remedy: Remedy) -> str:
+    """Remedies of one kind exclude each other: one initialization, but several repairs."""
+    return type(remedy).__name__ if group(remedy) in ("repairs", "optimization") else group(remedy)
 
 
 def cost(plan: Plan) -> int:

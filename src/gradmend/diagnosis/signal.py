@@ -9,6 +9,7 @@ are added to every threshold.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from statistics import median
 
 from gradmend import theory
@@ -24,6 +25,10 @@ _CONTRACTING = 0.5
 
 _USUAL_SAMPLES = 32
 """Fewer samples than this say nothing about dead units or collapse."""
+
+
+_table = lru_cache(maxsize=64)(theory.tabulate)
+"""The recorder gives one object per activation, so that each is read once, not once per layer and rule."""
 
 
 def vanishing_gradient(profile: Profile) -> Finding | None:
@@ -85,10 +90,10 @@ def contracting_activation(profile: Profile) -> Finding | None:
     """The signal is in trouble, and at unit variance the activation halves the squared gradient or worse."""
     severity = trouble(profile, shrinking=True)
     pairs = _pairs(profile)
-    weak = [(r, phi) for r, phi in pairs if theory.isometry_gain(phi) < _CONTRACTING]
+    weak = [(r, phi) for r, phi in pairs if _gain(phi) < _CONTRACTING]
     if severity is None or 2 * len(weak) < len(pairs) or not weak:
         return None
-    gain = median(theory.isometry_gain(phi) for _, phi in weak)
+    gain = median(_gain(phi) for _, phi in weak)
     after = [profile.anatomy.activation_after(r.site) for r, _ in weak]
     sites = [r for r in profile.sites if r.site in after]
     name = sites[0].site.function
@@ -138,10 +143,10 @@ def _gradient(profile: Profile, cause: Cause, sign: int) -> Finding | None:
 
 def _weights(profile: Profile, cause: Cause, shrinking: bool) -> Finding | None:
     severity = trouble(profile, shrinking)
-    pairs = [(r, phi) for r, phi in _pairs(profile) if theory.isometry_gain(phi) >= _CONTRACTING]
+    pairs = [(r, phi) for r, phi in _pairs(profile) if _gain(phi) >= _CONTRACTING]
     if severity is None or not pairs:
         return None
-    steady = [1 / max(theory.slope_moment(phi, r.rms**2), 1e-12) for r, phi in pairs]
+    steady = [1 / max(_table(phi).moments(r.rms**2).slope, 1e-12) for r, phi in pairs]
     ratios = [(r.weight_variance or 0.0) / wanted for (r, _), wanted in zip(pairs, steady, strict=True)]
     typical = median(ratios)
     if (typical > 0.9) if shrinking else (typical < 1.1):
@@ -161,6 +166,12 @@ def _pairs(profile: Profile) -> list[tuple[Reading, theory.Activation]]:
         if after and straight and after.activation and reading.finite and reading.weight_variance is not None:
             pairs.append((reading, after.activation))
     return pairs
+
+
+def _gain(phi: theory.Activation) -> float:
+    """What a layer multiplies the squared gradient by when its weights keep unit variance."""
+    moments = _table(phi).moments(1.0)
+    return moments.slope / moments.output if moments.output else math.inf
 
 
 def _hidden(profile: Profile, reading: Reading) -> bool:

@@ -28,13 +28,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "Tanh": nn.Tanh,
 }
 
+_GATES = ("sigmoid", "hardsigmoid", "tanh", "hardtanh", "softsign")
+
 
 @dataclass(frozen=True)
 class SwapActivation(Remedy):
     """Replace every hidden activation module by another one of torch's.
 
-    Only modules that stand between layers are replaced: no gates, no output activations. A function that
-    the user's own `forward` calls is out of reach and stays.
+    Only modules that stand between layers are replaced: no gates (bounded activations whose output is
+    multiplied with another signal), no output activations, and no module that is one of these in another
+    place. A function that the user's own `forward` calls is out of reach and stays.
 
     Args:
         to: ReLU, LeakyReLU, PReLU, ELU, SELU, GELU, SiLU or Tanh.
@@ -76,16 +79,25 @@ class SwapActivation(Remedy):
 
     def _paths(self, setup: Setup, anatomy: Anatomy) -> list[str]:
         modules = dict(setup.model.named_modules())
-        hidden = [s for s in anatomy.sites if s.kind == "activation" and not is_output(anatomy, s)]
-        paths = dict.fromkeys(s.module for s in hidden if s.module and _between_layers(anatomy, s))
+        calls: dict[str, list[Site]] = {}
+        for site in anatomy.sites:
+            calls.setdefault(site.module, []).append(site)
         new = type(ACTIVATIONS[self.to]())
-        return [p for p in paths if type(modules[p]) is not new and _is_activation_layer(modules[p])]
+        inside = [p for p, sites in calls.items() if p and all(_between_layers(anatomy, s) for s in sites)]
+        return [p for p in inside if type(modules[p]) is not new and _is_activation_layer(modules[p])]
 
 
 def _between_layers(anatomy: Anatomy, site: Site) -> bool:
-    """Whether its input comes straight from layers, and its output is no gate of something else."""
+    """Whether its input comes straight from layers, and its output is neither the model's nor a gate."""
     before = [anatomy.sites[i].kind for i in site.direct if i >= 0]
-    return any(kind in ("linear", "convolution", "normalization", "sum") for kind in before)
+    follows = any(kind in ("linear", "convolution", "normalization", "sum") for kind in before)
+    return follows and not is_output(anatomy, site) and not _is_gate(anatomy, site)
+
+
+def _is_gate(anatomy: Anatomy, site: Site) -> bool:
+    """Whether a bounded activation is mixed with another signal otherwise than by a sum."""
+    mixed = [r for r in anatomy.readers(site.index) if len(r.inputs) > 1 and site.index not in r.direct]
+    return site.function in _GATES and any(reader.kind != "sum" for reader in mixed)
 
 
 def _is_activation_layer(module: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from gradmend.anatomy import Anatomy, Site
 from gradmend.causes import Cause
 from gradmend.console import Printable
 from gradmend.data import as_batches
-from gradmend.errors import NoEffectWarning
+from gradmend.errors import BatchError, NoEffectWarning, SetupError
 from gradmend.probe import undisturbed
 from gradmend.recorder import read
 from gradmend.setup import Batch, Setup
@@ -93,18 +93,36 @@ class Remedy(ABC):
 
         Warns:
             NoEffectWarning: if nothing matched.
+
+        Raises:
+            SetupError: if the model cannot run with the change.
         """
         copy, given = setup.copy(), as_batches(batches)
         anatomy = anatomy_of(copy, given[0])
         before = list(copy.model.parameters())
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(SEED)
-            changed, remedy, edits = self.edit(copy, anatomy, given)
+            applies = self.applies_to(copy, anatomy)
+            changed, remedy, edits = self.edit(copy, anatomy, given) if applies else (copy, self, [])
         if not edits:
             warnings.warn(f"{self!r} found nothing to change.", NoEffectWarning, stacklevel=2)
+        else:
+            self._check(changed, given[0])
         if isinstance(changed.optimizer, Optimizer):
             surgery.sync_optimizer(changed.optimizer, before, list(changed.model.parameters()))
         return Change(remedy, changed, tuple(edits))
+
+    def _check(self, changed: Setup, batch: Batch) -> None:
+        try:
+            with undisturbed(changed.model), torch.no_grad():
+                changed.loss(batch)
+                changed.model.eval()
+                changed.loss(batch)
+        except (AttributeError, BatchError) as error:
+            raise SetupError(
+                f"{self!r} does not fit this model: {error}\nIts forward uses a layer otherwise than by "
+                "calling it. Call the layer, or make this change by hand."
+            ) from error
 
 
 def anatomy_of(setup: Setup, batch: Batch) -> Anatomy:

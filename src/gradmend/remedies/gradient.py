@@ -39,14 +39,9 @@ class ClipNorm(Remedy):
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
     ) -> tuple[Setup, Remedy, list[Edit]]:
         """Clip before each step."""
-        if setup.gradient_transform is not None:
-            return setup, self, []
         clip = partial(clip_grad_norm_, max_norm=self.max_norm)
-        return (
-            replace(setup, gradient_transform=clip),
-            self,
-            [_edit("clip_grad_norm_", self.max_norm, self.title)],
-        )
+        edit = _edit("clip_grad_norm_", self.max_norm, self.title)
+        return replace(setup, gradient_transform=clip), self, [edit]
 
 
 @dataclass(frozen=True)
@@ -69,16 +64,11 @@ class ClipValue(Remedy):
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
     ) -> tuple[Setup, Remedy, list[Edit]]:
         """Clip before each step."""
-        if setup.gradient_transform is not None:
-            return setup, self, []
         clip = partial(clip_grad_value_, clip_value=self.value)
-        return (
-            replace(setup, gradient_transform=clip),
-            self,
-            [_edit("clip_grad_value_", self.value, self.title)],
-        )
+        edit = _edit("clip_grad_value_", self.value, self.title)
+        return replace(setup, gradient_transform=clip), self, [edit]
 
 
 def _edit(function: str, bound: float, text: str) -> Edit:
-    code = f"# before each optimizer.step():\ntorch.nn.utils.{function}(model.parameters(), {bound!r})"
+    code = f"# before each optimizer.step():\n# torch.nn.utils.{function}(model.parameters(), {bound!r})"
     return Edit("", code, text)

@@ -1,4 +1,5 @@
-"""Initial weights: each remedy draws new weights for all linear and convolutional layers, biases zero.
+"""Initial weights: each remedy draws new weights for all linear and convolutional layers but frozen ones, biases
+zero.
 
 Learned weights are lost, so these are for setups that have not trained yet. Variances are given for a layer
 with `fan_in` inputs per unit.
@@ -52,15 +53,15 @@ class Initialization(Remedy):
         """What draws one layer's weight in place; `after` is the activation that follows the layer."""
 
     def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
-        """Whether there is a layer with weights."""
-        return bool(weighted_layers(setup, anatomy))
+        """Whether there is a layer with weights that are not frozen."""
+        return bool(_learning_layers(setup, anatomy))
 
     def edit(
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
     ) -> tuple[Setup, Remedy, list[Edit]]:
         """Draw new weights, layer by layer in the order of execution."""
         edits = []
-        for site, after in weighted_layers(setup, anatomy):
+        for site, after in _learning_layers(setup, anatomy):
             init = self.init(site, after)
             edits.append(surgery.fill(setup.model, site.module, init, _code(init)))
         return setup, self, edits
@@ -147,8 +148,8 @@ class LSUV(Remedy):
     summary: ClassVar[str] = "LSUV initialization (unit variance at every layer)"
 
     def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
-        """Whether there is a layer with weights."""
-        return bool(weighted_layers(setup, anatomy))
+        """Whether there is a layer with weights that are not frozen."""
+        return bool(_learning_layers(setup, anatomy))
 
     def edit(
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
@@ -168,6 +169,7 @@ class LSUV(Remedy):
 def scale_to_unit_variance(model: nn.Module, paths: list[str], forward: Callable[[], Any]) -> None:
     """Scale the weights at `paths` so that each layer's output has unit variance in `forward()`."""
     done = set[nn.Module]()
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
 
     def scale(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
         if layer in done or not output.std() > 0:
@@ -183,6 +185,14 @@ def scale_to_unit_variance(model: nn.Module, paths: list[str], forward: Callable
     finally:
         for handle in handles:
             handle.remove()
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+def _learning_layers(setup: Setup, anatomy: Anatomy) -> list[tuple[Site, Site | None]]:
+    """The layers whose weights are not frozen: frozen ones usually hold what another training learned."""
+    names = {name for name, p in setup.model.named_parameters() if p.requires_grad}
+    return [pair for pair in weighted_layers(setup, anatomy) if names & set(pair[0].parameters)]
 
 
 def _slope(after: Site) -> float:

@@ -20,7 +20,7 @@ from gradmend.setup import Batch, Budget, OptimizerFactory, Setup
 from gradmend.surgery import Edit
 from gradmend.training import run_trial
 
-_RANGE = tuple(10.0**k for k in range(-4, 4))
+_DECADES = range(-7, 3)
 _STEPS = 20
 
 
@@ -29,7 +29,7 @@ class LearningRate(Remedy):
     """Another learning rate: the one given, or the best of a range, each tried for 20 steps on a copy.
 
     Args:
-        lr: None finds it: the lowest loss among the present rate times 1e-4 ... 1e3, then half-decades.
+        lr: None finds it: the lowest loss among 1e-7, 1e-6, ... 100, then 0.3 and 3 times the best.
 
     Source: Smith, Cyclical learning rates for training neural networks, 2017,
     https://arxiv.org/abs/1506.01186
@@ -56,7 +56,7 @@ class LearningRate(Remedy):
     ) -> tuple[Setup, Remedy, list[Edit]]:
         """Set the rate of all groups."""
         lr = _best_rate(setup, batches) if self.lr is None else self.lr
-        if lr == _rate(setup):
+        if all(group["lr"] == lr for group in setup.build_optimizer().param_groups):
             return setup, replace(self, lr=lr), []
         code = f"for group in optimizer.param_groups:\n    group['lr'] = {lr!r}"
         return with_options(setup, lr=lr), replace(self, lr=lr), [Edit("", code, f"learning rate {lr:.3g}")]
@@ -84,25 +84,34 @@ class UseOptimizer(Remedy):
     momentum: float | None = None
 
     def __post_init__(self) -> None:
-        known = [n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, Optimizer)]
+        kinds = {name: kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
+        known = [
+            name for name, kind in kinds.items() if issubclass(kind, Optimizer) and kind is not Optimizer
+        ]
         if self.name not in known:
             raise SetupError(f"torch has no optimizer {self.name!r}. {suggest(self.name, known)}")
 
     def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
-        """Whether the setup has another optimizer."""
-        return setup.optimizer is not None and type(_built(setup)).__name__ != self.name
+        """Whether the setup has another optimizer, or the same with other options."""
+        if setup.optimizer is None:
+            return False
+        present = setup.build_optimizer()
+        wanted = self._options().items()
+        same = all(group.get(key) == value for group in present.param_groups for key, value in wanted)
+        return type(present).__name__ != self.name or not same
 
     def edit(
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
     ) -> tuple[Setup, Remedy, list[Edit]]:
         """Put a factory in the place of the optimizer."""
-        if not self.applies_to(setup, anatomy):
-            return setup, self, []
-        options = {k: v for k, v in (("lr", self.lr), ("momentum", self.momentum)) if v is not None}
-        factory = partial(getattr(torch.optim, self.name), **options)
-        written = "".join(f", {key}={value!r}" for key, value in options.items())
+        factory = partial(getattr(torch.optim, self.name), **self._options())
+        written = "".join(f", {key}={value!r}" for key, value in self._options().items())
         code = f"optimizer = torch.optim.{self.name}(model.parameters(){written})"
         return replace(setup, optimizer=factory), self, [Edit("", code, self.title)]
+
+    def _options(self) -> dict[str, float]:
+        options = {"lr": self.lr, "momentum": self.momentum}
+        return {key: value for key, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -122,14 +131,13 @@ class WeightDecay(Remedy):
         """Whether the optimizer knows weight decay and has another value."""
         if setup.optimizer is None:
             return False
-        return any(g.get("weight_decay", self.value) != self.value for g in _built(setup).param_groups)
+        groups = setup.build_optimizer().param_groups
+        return any(group.get("weight_decay", self.value) != self.value for group in groups)
 
     def edit(
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
     ) -> tuple[Setup, Remedy, list[Edit]]:
         """Set the decay of all groups."""
-        if not self.applies_to(setup, anatomy):
-            return setup, self, []
         code = f"for group in optimizer.param_groups:\n    group['weight_decay'] = {self.value!r}"
         return with_options(setup, weight_decay=self.value), self, [Edit("", code, self.title)]
 
@@ -175,13 +183,11 @@ class UseSchedule(Remedy):
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
     ) -> tuple[Setup, Remedy, list[Edit]]:
         """Add the schedule."""
-        if not self.applies_to(setup, anatomy):
-            return setup, self, []
         kind, options = SCHEDULES[self.name](self.steps)
         written = "".join(f", {key}={value!r}" for key, value in options.items())
         code = (
             f"schedule = torch.optim.lr_scheduler.{kind}(optimizer{written})\n"
-            "# after each optimizer.step():\nschedule.step()"
+            "# after each optimizer.step():\n# schedule.step()"
         )
         factory = partial(getattr(schedulers, kind), **options)
         return replace(setup, schedule=factory), self, [Edit("", code, self.title)]
@@ -207,30 +213,19 @@ def with_options(setup: Setup, **options: float) -> Setup:
         for group in setup.optimizer.param_groups:
             group.update(options)
         return setup
-    if isinstance(setup.optimizer, partial):
-        return replace(setup, optimizer=partial(setup.optimizer, **options))
     if setup.optimizer is None:
         raise SetupError("This setup has no optimizer.")
     return replace(setup, optimizer=_WithOptions(setup.optimizer, tuple(options.items())))
 
 
-def _built(setup: Setup) -> Optimizer:
-    return setup.build_optimizer()
-
-
-def _rate(setup: Setup) -> float:
-    return float(_built(setup).param_groups[0]["lr"])
-
-
 def _best_rate(setup: Setup, batches: Sequence[Batch]) -> float:
-    """The rate with the lowest loss after a few steps: first by decades, then by half-decades beside it."""
+    """The rate with the lowest loss after a few steps, whatever it is now: by decades, then beside the best."""
 
     def loss(rate: float) -> float:
         trial = run_trial(with_options(setup.copy(), lr=rate), list(batches), Budget(steps=_STEPS))
         return float(trial.final_loss)
 
-    present = _rate(setup) or 1e-3
-    losses = {present * factor: loss(present * factor) for factor in _RANGE}
+    losses = {rate: loss(rate) for rate in (10.0**k for k in _DECADES)}
     best = min(losses, key=losses.__getitem__)
-    losses |= {rate: loss(rate) for rate in (best / 10**0.5, best * 10**0.5)}
+    losses |= {rate: loss(rate) for rate in (float(f"{0.3 * best:.1g}"), float(f"{3 * best:.1g}"))}
     return min(losses, key=losses.__getitem__)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradmend import surgery
-from gradmend.anatomy import Anatomy
+from gradmend.anatomy import INPUT, Anatomy
 from gradmend.causes import Cause
 from gradmend.layers import Standardize
 from gradmend.remedies.base import Remedy
@@ -19,6 +19,7 @@ from gradmend.setup import Batch, Setup
 from gradmend.surgery import Edit
 
 _SQUASHING = {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy_with_logits"}
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class StandardizeInput(Remedy):
     summary: ClassVar[str] = "input standardized"
 
     def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
-        """Whether the model takes the input as its first argument."""
-        return setup.step is None
+        """Whether the model takes the input as its first argument, and not as numbers of an embedding."""
+        return setup.step is None and all(site.kind != "embedding" for site in anatomy.readers(INPUT))
 
     def edit(
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
@@ -45,7 +46,8 @@ class StandardizeInput(Remedy):
         inputs = [batch[0] for batch in batches if isinstance(batch, (tuple, list))]
         if not inputs or not all(isinstance(x, Tensor) for x in inputs):
             return setup, self, []
-        model, edit = surgery.wrap_input(setup.model, Standardize(*_moments(torch.cat(inputs))))
+        channels = any(site.kind == "convolution" for site in anatomy.readers(INPUT))
+        model, edit = surgery.wrap_input(setup.model, Standardize(*_moments(inputs, channels)))
         return replace(setup, model=model), self, [edit] if edit else []
 
 
@@ -74,11 +76,12 @@ class DropSquashing(Remedy):
         return setup, self, [edit for edit in edits if edit]
 
     def _paths(self, setup: Setup, anatomy: Anatomy) -> list[str]:
-        fed = {i for loss in anatomy.losses if loss.function in _SQUASHING.values() for i in loss.direct}
-        guilty = [s for s in anatomy.sites if s.index in fed and s.function in _SQUASHING]
+        fed = {(index, loss.function) for loss in anatomy.losses for index in loss.direct}
+        guilty = {s for s in anatomy.sites if (s.index, _SQUASHING.get(s.function)) in fed}
+        inner = {s.module for s in anatomy.sites if s not in guilty}
         modules = dict(setup.model.named_modules())
-        kinds = (nn.Softmax, nn.Softmax2d, nn.Sigmoid)
-        return [s.module for s in guilty if s.module and isinstance(modules[s.module], kinds)]
+        paths = dict.fromkeys(s.module for s in anatomy.sites if s in guilty and s.module not in inner)
+        return [path for path in paths if isinstance(modules[path], (nn.Softmax, nn.Softmax2d, nn.Sigmoid))]
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,13 @@ def _missing(setup: Setup, optimizer: Optimizer) -> dict[str, nn.Parameter]:
     return {n: p for n, p in setup.model.named_parameters() if p.requires_grad and id(p) not in held}
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation per feature, or per channel of images [batch, channels, height, width]."""
-    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    dims = tuple(d for d in range(x.dim()) if d != (1 if x.dim() >= 4 else x.dim() - 1))
-    mean, std = x.mean(dims, keepdim=True)[0], x.std(dims, keepdim=True, unbiased=False)[0]
-    small = std < 1e-3 * std.max()
-    return mean, torch.where(small, torch.ones_like(std), std)
+def _moments(inputs: Sequence[Tensor], channels: bool) -> tuple[Tensor, Tensor]:
+    """Mean and deviation per feature [..., features], or per channel [batch, channels, ...]."""
+    last = inputs[0].dim() - 1
+    dim = 1 if last >= 3 or (channels and last >= 1) else last
+    rows = torch.cat([x.detach().movedim(dim, -1).reshape(-1, x.shape[dim] if last else 1) for x in inputs])
+    std, mean = torch.std_mean(rows.double(), dim=0, unbiased=False)
+    std[std <= _ROUNDING * mean.abs()] = 0.0  # a constant column: only centred
+    shape = (-1, *[1] * (last - dim))
+    dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+    return mean.view(shape).to(dtype), std.view(shape).to(dtype)

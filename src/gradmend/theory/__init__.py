@@ -22,7 +22,7 @@ from gradmend.theory.meanfield import (
     length_slope,
     trainable_depth,
 )
-from gradmend.theory.quadrature import Activation, expectation, output_moment, slope_moment
+from gradmend.theory.quadrature import Activation, expectation, output_moment, slope_moment, tabulate
 from gradmend.theory.trajectory import Layer, Prediction, predict
 
 __all__ = [
@@ -48,5 +48,6 @@ __all__ = [
     "predict",
     "residual_factor",
     "slope_moment",
+    "tabulate",
     "trainable_depth",
 ]
