@@ -7,12 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from gradmend.causes import Cause
+from gradmend.console import plain_data
 from gradmend.errors import GradmendError, TargetError, suggest
 
 if TYPE_CHECKING:
@@ -70,7 +73,7 @@ def mend(
     optimizer: OptimizerOption = None,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of each trial.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each trial.")] = 200,
     as_json: JsonOption = False,
 ) -> None:
     """Find the least change that makes a network train, and prove it. Your files stay as they are."""
@@ -97,8 +100,8 @@ def train(
     optimizer: OptimizerOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
-    epochs: Annotated[int | None, typer.Option(help="Passes through the data.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per batch.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes through the data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows per batch.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a network or a shipped recipe and print its test accuracy."""
@@ -128,10 +131,7 @@ def explain(
 ) -> None:
     """Say what a cause means, why it happens, how it shows and what treats it."""
     with _output(as_json) as show:
-        if cause is None:
-            show(*(f"{known.title:32}{known.sentence}" for known in Cause))
-        else:
-            show(_cause(cause))
+        show(_Catalogue() if cause is None else _cause(cause))
     raise typer.Exit(HEALTHY)
 
 
@@ -158,8 +158,19 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except GradmendError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"gradmend: {error}", markup=False)
-        sys.exit(BAD_INPUT)
+        _complain(str(error))
+    except Exception as error:
+        from gradmend.target import users_traceback
+
+        text, found = users_traceback(error)
+        if not found:
+            raise
+        _complain(f"your code raised an error:\n\n{text}")
+
+
+def _complain(text: str) -> NoReturn:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"gradmend: {text}", markup=False)
+    sys.exit(BAD_INPUT)
 
 
 class _Shown:
@@ -172,7 +183,7 @@ class _Shown:
     def __call__(self, *items: Any) -> None:
         nouns = [item for item in items if hasattr(item, "to_dict")]
         if self.as_json and nouns:
-            print(json.dumps(nouns[0].to_dict()), file=self.stdout)
+            print(json.dumps(plain_data(nouns[0].to_dict()), allow_nan=False), file=self.stdout)
         elif not self.as_json:
             console = Console(file=self.stdout, highlight=False)
             for item in items:
@@ -204,13 +215,26 @@ def _find(
     return found
 
 
+class _Catalogue:
+    """All causes, a line each, or as data."""
+
+    def __rich__(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for cause in Cause:
+            table.add_row(Text(cause.title, no_wrap=True), Text(cause.sentence))
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"causes": [_Explanation(cause).to_dict() for cause in Cause]}
+
+
 class _Explanation:
     """A cause as text for people, or as data."""
 
     def __init__(self, cause: Cause) -> None:
         self.cause = cause
 
-    def __rich__(self) -> str:
+    def __rich__(self) -> Text:
         illness = self.cause.value
         rows = (
             ("Why", illness.why),
@@ -219,7 +243,8 @@ class _Explanation:
             ("Part", illness.part),
             ("Source", illness.reference),
         )
-        return f"{self.cause.title.upper()}: {illness.sentence}\n" + "".join(f"\n{k}: {v}" for k, v in rows)
+        text = "".join(f"\n{key}: {value}" for key, value in rows)
+        return Text(f"{self.cause.title.upper()}: {illness.sentence}\n{text}")
 
     def to_dict(self) -> dict[str, str]:
         return {"cause": self.cause.title, **asdict(self.cause.value)}

@@ -138,8 +138,8 @@ class _Step:
         """Fetch all statistics with one transfer from the device."""
         groups: dict[str, Mapping[Any, Tensor]] = {
             "loss": {"loss": self.loss},
-            "forward": _finished(self.forward),
-            "gradient": _finished(self.gradients),
+            "forward": _finished(self.forward, self.anatomy, norm=1),
+            "gradient": _finished(self.gradients, self.anatomy, norm=0),
             "weight": self.weights,
             "silent": self.silent,
             "parameter": self.parameters,
@@ -155,13 +155,15 @@ class _Step:
     def _after(self, site: Site, output: Tensor, weight: Tensor | None, saturation: Tensor | None) -> None:
         if not output.is_floating_point() or output.dim() < 2:
             return
-        signal = output.detach()
-        activity = stats.unit_activity(signal, site.unit_dim)
-        self.forward[site.index] = _forward_statistics(signal, activity, saturation)
+        signal, rows = output.detach(), stats.some_samples(output.detach())
+        active = 1 - stats.zero_fraction(rows)
         if site.kind == "activation":
+            activity = stats.unit_activity(signal, site.unit_dim)
             self.silent[site.index] = activity == 0
+            active = activity.mean()
+        self.forward[site.index] = _forward_statistics(signal, rows, active, saturation)
         if weight is not None and not isinstance(weight, nn.Parameter):  # those are measured anyway
-            self.weights[site.index] = stats.mean_square(weight.detach())
+            self.weights[site.index] = stats.norm(weight.detach()).square() / weight.numel()
         if output.requires_grad:
             output.register_hook(partial(self._backward, site.index))  # type: ignore[no-untyped-call]
 
@@ -175,27 +177,30 @@ def _saturation(signal: Tensor, phi: Activation | None) -> Tensor | None:
     return stats.flat_fraction(signal.detach(), stats.steep_interval(phi))
 
 
-def _forward_statistics(x: Tensor, activity: Tensor, saturation: Tensor | None) -> Tensor:
-    rows = stats.some_samples(x)
+def _forward_statistics(x: Tensor, rows: Tensor, active: Tensor, saturation: Tensor | None) -> Tensor:
     flat = rows.new_full((), torch.nan) if saturation is None else saturation
-    basic = torch.stack([stats.mean(x), stats.mean_square(x), activity.double().mean(), flat])
-    return torch.cat([basic, stats.cosine_sums(rows), stats.rank_sums(rows)])
+    pairs = (*stats.cosine_sums(rows), *stats.rank_sums(rows))
+    return torch.stack([stats.mean(x), stats.norm(x), active, flat, *pairs])
 
 
 def _gradient_statistics(g: Tensor) -> Tensor:
-    basic = torch.stack([stats.mean_square(g), stats.zero_fraction(g)])
-    return torch.cat([basic, stats.cosine_sums(stats.some_samples(g))])
+    return torch.stack([stats.norm(g), stats.zero_fraction(g), *stats.cosine_sums(stats.some_samples(g))])
 
 
-def _finished(sums: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Turn the sums at the ends of all rows into cosine and rank, for all sites at once."""
-    if not sums:
+def _finished(rows: dict[int, Tensor], anatomy: Anatomy, norm: int) -> dict[int, Tensor]:
+    """Norms (column `norm`) to mean squares, sums at the end to cosine and rank, for all sites at once.
+
+    Only the forward rows, whose norm is column 1, end with the sums of the rank.
+    """
+    if not rows:
         return {}
-    rows = torch.stack(list(sums.values()))
-    basic = 4 if rows.shape[1] == 8 else 2
-    pairs = [stats.cosine(rows[:, basic : basic + 2])]
-    pairs += [stats.effective_rank(rows[:, 6:])] if rows.shape[1] == 8 else []
-    return dict(zip(sums, torch.cat([rows[:, :basic], torch.stack(pairs, dim=1)], dim=1), strict=True))
+    columns = list(torch.stack(list(rows.values())).double().unbind(dim=1))
+    sizes = [math.prod(anatomy.sites[index].shape) for index in rows]
+    columns[norm] = columns[norm].square() / columns[norm].new_tensor(sizes)
+    rank = [stats.effective_rank(*columns[-2:])] if norm == 1 else []
+    basic, sums = (columns[:4], columns[4:6]) if norm == 1 else (columns[:2], columns[2:])
+    done = torch.stack([*basic, stats.cosine(*sums), *rank], dim=1)
+    return dict(zip(rows, done, strict=True))
 
 
 def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -222,18 +227,18 @@ def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor | None]:
 
 
 def _parameter_statistics(parameter: Tensor, gradient: Tensor | None) -> Tensor:
-    """Mean squares of values and gradient; whether the first two rows are equal; whether it is reached."""
+    """Norms of values and gradient; whether the first two rows are equal; whether it is reached."""
     value = parameter.detach()
-    square = stats.mean_square(value)
+    norm = stats.norm(value)
     if gradient is None:
-        return torch.stack([square, *[torch.zeros_like(square)] * 3])
+        return torch.stack([norm, *[torch.zeros_like(norm)] * 3])
     several = value.dim() >= 2 and value.shape[0] > 1
-    equal = stats.rows_equal(value[:2]).double() if several else torch.zeros_like(square)
-    return torch.stack([square, stats.mean_square(gradient), equal, torch.ones_like(square)])
+    equal = stats.rows_equal(value[:2]).double() if several else torch.zeros_like(norm)
+    return torch.stack([norm, stats.norm(gradient), equal, torch.ones_like(norm)])
 
 
 def _updates(setup: Setup, optimizer: Optimizer, gradients: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    """Mean square of what the optimizer's next step would add to each parameter that it holds.
+    """Rms of what the optimizer's next step would add to each parameter that it holds.
 
     The step is taken by a copy of the optimizer on copies of the parameters, a chunk at a time. Optimizers
     whose step wants a closure (LBFGS) are left out.
@@ -250,9 +255,8 @@ def _updates(setup: Setup, optimizer: Optimizer, gradients: dict[str, Tensor | N
         transform(cast(list[nn.Parameter], list(stand_ins.values())))
     wanted = {id(p): stand_ins[id(p)].grad for p in held}
     return {
-        names[id(p)]: stats.mean_square(change)
-        for chunk in _chunks(held)
-        for p, change in _changes(optimizer, chunk, wanted)
+        names[id(p)]: stats.norm(change) / math.sqrt(change.numel())
+        for p, change in changes(optimizer, held, wanted)
     }
 
 
@@ -262,21 +266,52 @@ def wants_closure(optimizer: Optimizer) -> bool:
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
-def _changes(
-    optimizer: Optimizer, chunk: Sequence[Tensor], gradients: dict[int, Tensor | None]
+def changes(
+    optimizer: Optimizer,
+    held: Sequence[Tensor],
+    gradients: dict[int, Tensor | None],
+    dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What one step of a copy of the optimizer changes in copies of these parameters."""
-    twins = {id(p): p.detach().clone().requires_grad_() for p in chunk}
+    """What one step of a copy of the optimizer changes in copies of the parameters that it holds.
+
+    Args:
+        held: parameters of the optimizer.
+        gradients: by the `id` of the parameter.
+        dtype: to compute in; by default the parameters' own, so that what is lost to rounding is lost.
+    """
+    for chunk in _chunks(held):
+        yield from _changes(optimizer, chunk, gradients, dtype)
+
+
+def _changes(
+    optimizer: Optimizer,
+    chunk: Sequence[Tensor],
+    gradients: dict[int, Tensor | None],
+    dtype: torch.dtype | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    twins = {id(p): _as(p.detach().clone(), dtype).requires_grad_() for p in chunk}
     for p in chunk:
-        twins[id(p)].grad = gradients[id(p)]
+        gradient = gradients[id(p)]
+        twins[id(p)].grad = gradient if gradient is None else _as(gradient, dtype)
     copied = copy.copy(optimizer)
-    copied.state = defaultdict(dict, {twins[id(p)]: copy.deepcopy(optimizer.state.get(p, {})) for p in chunk})
+    copied.state = defaultdict(dict, {twins[id(p)]: _state(optimizer, p, dtype) for p in chunk})
     copied.param_groups = [
         {**group, "params": [twins[id(p)] for p in group["params"] if id(p) in twins]}
         for group in optimizer.param_groups
     ]
     type(copied).step(copied)
     return ((p, twins[id(p)].detach() - p.detach()) for p in chunk)
+
+
+def _state(optimizer: Optimizer, p: Tensor, dtype: torch.dtype | None) -> dict[str, Any]:
+    """A copy of what the optimizer remembers of a parameter."""
+    state: dict[str, Any] = copy.deepcopy(optimizer.state.get(p, {}))
+    of_its_size = (item for item in state.items() if isinstance(item[1], Tensor) and item[1].shape == p.shape)
+    return {**state, **{key: _as(value, dtype) for key, value in of_its_size}}
+
+
+def _as(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
 def _chunks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -380,18 +415,19 @@ def _reading(site: Site, steps: Sequence[_Numbers], parameters: dict[str, Parame
 def _parameter(
     name: str, parameter: Tensor, held: set[int] | None, steps: Sequence[_Numbers]
 ) -> ParameterReading:
-    square, gradient, symmetric, reached = _average(steps, "parameter", name, 4)
+    rows = [step.get("parameter", name, 4) for step in steps]
     (update,) = steps[0].get("update", name)
-    rms = math.sqrt(square)
+    root = math.sqrt(parameter.numel() or 1)
+    rms, gradient = rows[0][0] / root, math.hypot(*(row[1] for row in rows)) / math.sqrt(len(rows)) / root
     return ParameterReading(
         name=name,
         shape=tuple(parameter.shape),
         rms=rms,
-        gradient=math.sqrt(gradient) if reached else None,
-        update_ratio=math.sqrt(update) / rms if rms and not math.isnan(update) else None,
+        gradient=gradient if rows[0][3] else None,
+        update_ratio=update / rms if rms and not math.isnan(update) else None,
         trained=None if held is None else id(parameter) in held,
         frozen=not parameter.requires_grad,
-        symmetric=symmetric > 0,
+        symmetric=all(row[2] for row in rows),
     )
 
 
@@ -403,12 +439,12 @@ def _input_reading(batch: Batch) -> InputReading | None:
     columns = x.detach().double().flatten(1)
     deviation = columns.std(dim=0, unbiased=False)
     varying = deviation[deviation > 0]
-    ends = (varying.min().item(), varying.max().item()) if len(varying) else (0.0, 0.0)
+    ends = (varying.median().item(), varying.max().item()) if len(varying) else (0.0, 0.0)
     return InputReading(
         shape=tuple(x.shape),
         mean=columns.mean().item(),
-        rms=math.sqrt(stats.mean_square(x.detach()).item()),
-        cosine=stats.cosine(stats.cosine_sums(stats.some_samples(x.detach()))).item(),
+        rms=stats.norm(x.detach()).item() / math.sqrt(x.numel()),
+        cosine=stats.cosine(*stats.cosine_sums(stats.some_samples(x.detach()))).item(),
         deviations=ends,
         constant=len(deviation) - len(varying),
     )

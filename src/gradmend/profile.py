@@ -16,7 +16,7 @@ from gradmend import theory
 from gradmend.anatomy import Anatomy, Site
 from gradmend.console import Printable, bar, number, plain_data
 
-ROWS = 32
+ROWS = 20
 """A picture of more sites than this shows some of them, evenly spaced."""
 
 
@@ -108,7 +108,7 @@ class InputReading:
     """The float inputs of the batch: mean square and cosine, and the spread of the columns.
 
     Args:
-        deviations: smallest and largest standard deviation among the columns that vary.
+        deviations: median and largest standard deviation among the columns that vary.
         constant: how many columns do not vary at all in this batch.
     """
 

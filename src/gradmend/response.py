@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradmend.probe import undisturbed, wants_closure
+from gradmend.probe import changes, undisturbed, wants_closure
 from gradmend.profile import Response
 from gradmend.setup import Batch, Setup
 
@@ -17,7 +17,7 @@ def respond(setup: Setup, batch: Batch, steps: int = 10) -> Response | None:
     """Step on a copy and watch the loss: along the first step, and over a few steps on one batch.
 
     Args:
-        steps: how many steps are taken on the same batch.
+        steps: how many steps are taken on the same batch; four times as many if they raise the loss.
 
     Returns:
         The losses, or None if no step can be tried on a copy: the optimizer's step wants a closure (LBFGS),
@@ -39,20 +39,23 @@ def _respond(setup: Setup, trial: Setup, batch: Batch, steps: int) -> Response |
         parameters = _held(optimizer)
         if wants_closure(optimizer) or {*map(id, parameters)} & {*map(id, setup.model.parameters())}:
             return None
-        start = [p.detach().clone() for p in parameters]
-        before = _train_step(trial, optimizer, batch)
-        moved = [p.detach().clone() for p in parameters]
-        line = tuple((t, _loss_at(trial, batch, parameters, start, moved, t)) for t in _FRACTIONS)
-        _place(parameters, start, moved, 1.0)
-        losses = [_train_step(trial, optimizer, batch) for _ in range(steps)]
+        before = _backward(trial, optimizer, batch)
+        line = _line(trial, optimizer, batch)
+        losses: list[float] = []
+        while len(losses) < steps or (len(losses) < _PATIENCE * steps and losses[-1] > before):
+            optimizer.step()
+            losses.append(_backward(trial, optimizer, batch))
         return Response(before, line, tuple(losses))
 
 
 _FRACTIONS = tuple(4.0**k for k in range(-6, 7))
+_LARGEST = 4.0**20
+_PATIENCE = 4
+"""Where the loss has risen, so many times more steps show whether it falls again."""
 
 
-def _train_step(setup: Setup, optimizer: Optimizer, batch: Batch) -> float:
-    """One optimizer step with fixed noise, so that only the parameters tell the losses apart."""
+def _backward(setup: Setup, optimizer: Optimizer, batch: Batch) -> float:
+    """The loss and its gradients, with fixed noise, so that only the parameters tell the losses apart."""
     torch.manual_seed(0)
     loss = setup.loss(batch)
     parameters = [p for p in _held(optimizer) if p.requires_grad]
@@ -61,7 +64,6 @@ def _train_step(setup: Setup, optimizer: Optimizer, batch: Batch) -> float:
         parameter.grad = gradient
     if setup.gradient_transform is not None:
         setup.gradient_transform(parameters)
-    optimizer.step()
     return loss.item()
 
 
@@ -69,15 +71,34 @@ def _held(optimizer: Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def _line(setup: Setup, optimizer: Optimizer, batch: Batch) -> tuple[tuple[float, float], ...]:
+    """(fraction, loss) along the next step, and further on for as long as the loss falls.
+
+    The step is computed in float64: a tiny one would be lost when it is added to float32 weights.
+    """
+    parameters = _held(optimizer)
+    start = [p.detach().clone() for p in parameters]
+    gradients = {id(p): p.grad for p in parameters}
+    step = [
+        change.to(p.dtype) for p, change in changes(optimizer, parameters, gradients, dtype=torch.float64)
+    ]
+    line = [(t, _loss_at(setup, batch, parameters, start, step, t)) for t in _FRACTIONS]
+    while line[-1][1] < line[-2][1] and line[-1][0] < _LARGEST:
+        t = 4 * line[-1][0]
+        line.append((t, _loss_at(setup, batch, parameters, start, step, t)))
+    _place(parameters, start, step, 0.0)
+    return tuple(line)
+
+
 def _loss_at(
     setup: Setup,
     batch: Batch,
     parameters: Sequence[Tensor],
     start: Sequence[Tensor],
-    end: Sequence[Tensor],
+    step: Sequence[Tensor],
     fraction: float,
 ) -> float:
-    _place(parameters, start, end, fraction)
+    _place(parameters, start, step, fraction)
     torch.manual_seed(0)
     with torch.no_grad():
         return setup.loss(batch).item()
@@ -85,7 +106,7 @@ def _loss_at(
 
 @torch.no_grad()
 def _place(
-    parameters: Sequence[Tensor], start: Sequence[Tensor], end: Sequence[Tensor], fraction: float
+    parameters: Sequence[Tensor], start: Sequence[Tensor], step: Sequence[Tensor], fraction: float
 ) -> None:
-    for parameter, a, b in zip(parameters, start, end, strict=True):
-        parameter.copy_(a + fraction * (b - a))
+    for parameter, origin, change in zip(parameters, start, step, strict=True):
+        parameter.copy_(origin + fraction * change if fraction else origin)

@@ -6,6 +6,7 @@ squares of a vanishing signal are below float32's smallest number long before th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -13,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
-Scalar = Float64[Tensor, ""]
+Scalar = Float[Tensor, ""]
+Sums = tuple[Scalar, Scalar]
 _TINY = 1e-300
 
 SAMPLES = 32
@@ -26,17 +28,17 @@ def mean(x: Shaped[Tensor, "..."]) -> Scalar:
     >>> mean(torch.tensor([1.0, 3.0])).item()
     2.0
     """
-    return x.double().mean()
+    return x.mean()
 
 
-def mean_square(x: Shaped[Tensor, "..."]) -> Scalar:
-    """The mean of the squared values; its root is the rms.
+def norm(x: Shaped[Tensor, "..."]) -> Scalar:
+    """The Euclidean norm of all values: the rms is the norm over the root of their number.
 
-    >>> mean_square(torch.tensor([3.0, 4.0])).item()
-    12.5
+    >>> norm(torch.tensor([3.0, 4.0])).item()
+    5.0
     """
-    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
-    return norm.square() / x.numel()
+    found: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return found
 
 
 def zero_fraction(x: Shaped[Tensor, "..."]) -> Scalar:
@@ -45,7 +47,7 @@ def zero_fraction(x: Shaped[Tensor, "..."]) -> Scalar:
     >>> zero_fraction(torch.tensor([0.0, 2.0])).item()
     0.5
     """
-    return 1.0 - x.sign().abs_().mean().double()
+    return 1.0 - x.sign().abs_().mean()
 
 
 def unit_activity(x: Shaped[Tensor, "..."], unit_dim: int) -> Float[Tensor, " units"]:
@@ -68,7 +70,7 @@ def flat_fraction(x: Shaped[Tensor, "..."], steep: tuple[float, float]) -> Scala
     0.5
     """
     low, high = steep
-    return (x.clamp(low, high) - x).sign().abs_().mean().double()
+    return (x.clamp(low, high) - x).sign().abs_().mean()
 
 
 def some_samples(x: Shaped[Tensor, "B ..."]) -> Float64[Tensor, "b n"]:
@@ -90,31 +92,32 @@ def _places(rows: int, device: torch.device) -> Tensor:
         return torch.randperm(rows, generator=generator)[:SAMPLES].to(device)
 
 
-def cosine_sums(rows: Float64[Tensor, "b n"]) -> Float64[Tensor, "2"]:
+def cosine_sums(rows: Float64[Tensor, "b n"]) -> Sums:
     """What the mean cosine is computed from: |sum of the unit vectors|^2, and how many are not zero."""
     norms = torch.linalg.vector_norm(rows, dim=1)
     total = norms.clamp_min(_TINY).reciprocal() @ rows
-    return torch.stack([torch.dot(total, total), norms.sign().sum()])
+    return torch.dot(total, total), norms.sign().sum()
 
 
-def cosine(sums: Float64[Tensor, "*sites 2"]) -> Float64[Tensor, "*sites"]:
+def cosine(length: Float64[Tensor, "*sites"], count: Float64[Tensor, "*sites"]) -> Float64[Tensor, "*sites"]:
     """The mean cosine over all pairs of samples: 1 if all are parallel; NaN without two non-zero samples.
 
     >>> rows = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
-    >>> cosine(cosine_sums(rows)).item()
+    >>> cosine(*cosine_sums(rows)).item()
     0.0
     """
-    length, count = sums.unbind(-1)
     return torch.where(count > 1.5, (length - count) / (count * (count - 1)), torch.nan)
 
 
-def rank_sums(rows: Float64[Tensor, "b n"]) -> Float64[Tensor, "2"]:
+def rank_sums(rows: Float64[Tensor, "b n"]) -> Sums:
     """What the effective rank is computed from: the norms of the centred samples and of their Gram matrix."""
     centred = rows - rows.mean(dim=0)
-    return torch.stack([torch.linalg.vector_norm(m) for m in (centred, centred @ centred.T)])
+    return norm(centred), norm(centred @ centred.T)
 
 
-def effective_rank(sums: Float64[Tensor, "*sites 2"]) -> Float64[Tensor, "*sites"]:
+def effective_rank(
+    samples: Float64[Tensor, "*sites"], gram: Float64[Tensor, "*sites"]
+) -> Float64[Tensor, "*sites"]:
     """How many directions the samples spread over: (sum of eigenvalues)^2 / sum of squared eigenvalues.
 
     This participation ratio of the covariance lies between 1 and min(b - 1, values per sample), and needs no
@@ -123,10 +126,9 @@ def effective_rank(sums: Float64[Tensor, "*sites 2"]) -> Float64[Tensor, "*sites
     Source: Roy, Vetterli, The effective rank, 2007, https://ieeexplore.ieee.org/document/7098875 (who take
     the exponential of the entropy in place of the second moment).
 
-    >>> round(effective_rank(rank_sums(torch.eye(4, dtype=torch.float64))).item(), 6)
+    >>> round(effective_rank(*rank_sums(torch.eye(4, dtype=torch.float64))).item(), 6)
     3.0
     """
-    samples, gram = sums.unbind(-1)
     return (samples**2 / gram) ** 2
 
 
@@ -155,9 +157,27 @@ def steep_interval(phi: Callable[[Tensor], Tensor]) -> tuple[float, float]:
 
 @lru_cache(maxsize=256)
 def _steep_interval(phi: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-    grid = torch.linspace(-20, 20, 4001, dtype=torch.float64, requires_grad=True)
+    grid = torch.linspace(-20, 20, 4001, dtype=torch.float64)
+    slopes = _slope(phi, grid)
+    least = 0.01 * slopes.max()
+    steep = grid[slopes >= least]
+    return _edge(phi, steep[0].item(), -0.01, least), _edge(phi, steep[-1].item(), 0.01, least)
+
+
+def _slope(phi: Callable[[Tensor], Tensor], x: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+    x = x.detach().clone().requires_grad_()
     with torch.enable_grad():
-        (slope,) = torch.autograd.grad(phi(grid).sum(), grid)
-    steep = grid.detach()[slope.abs() >= 0.01 * slope.abs().max()]
-    low, high = steep[0].item(), steep[-1].item()
-    return (-float("inf") if low <= -20 else low, float("inf") if high >= 20 else high)
+        (slope,) = torch.autograd.grad(phi(x).sum(), x)
+    return slope.abs()
+
+
+def _edge(phi: Callable[[Tensor], Tensor], steep: float, step: float, least: Tensor) -> float:
+    """Between a steep point of the grid and its flat neighbour, where the slope falls below `least`."""
+    if abs(steep) >= 20:
+        return math.copysign(math.inf, step)
+    flat = steep + step
+    for _ in range(50):
+        middle = (steep + flat) / 2
+        inside = _slope(phi, torch.tensor([middle], dtype=torch.float64)) >= least
+        steep, flat = (middle, flat) if inside else (steep, middle)
+    return steep

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.machinery import SourceFileLoader
+from itertools import dropwhile, islice
 from pathlib import Path
+from sysconfig import get_paths
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +36,10 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
 _DATA_NAMES = ("batch", "batches", "loader", "train_loader", "data")
 _LOSS_NAMES = ("loss_fn", "criterion", "loss")
 _ROWS = 64
+_MOST_BATCHES = 1000
+_NO_PLAIN_STEP = ("LBFGS", "SparseAdam")
+_HERE = str(Path(__file__).parent)
+_INSTALLED = (_HERE, "<", *(get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")))
 
 
 @dataclass(frozen=True)
@@ -101,14 +106,18 @@ def _recipe(name: str, wishes: Wishes) -> Target:
 
 
 def _file_target(target: str, wishes: Wishes) -> Target:
-    file, colon, name = target.rpartition(":")
-    if not colon:
-        file, name = target, ""
+    file, name = _split(target)
     module = import_file(file, target)
     setup = _setup(module, name, target)
     data = _data(module, wishes.data, target)
     setup, notes = _completed(setup, module, wishes, data)
     return Target(target, setup, data, _ROWS, 10, notes)
+
+
+def _split(target: str) -> tuple[str, str]:
+    """The file and the name of `file.py:name`; no name if there is none."""
+    file, colon, name = target.rpartition(":")
+    return (file, name) if colon else (target, "")
 
 
 def import_file(file: str, target: str) -> ModuleType:
@@ -122,28 +131,37 @@ def import_file(file: str, target: str) -> ModuleType:
     if not path.is_file():
         near = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
         raise TargetError(f"There is no file {file!r}. {suggest(file, near)}")
-    loader = SourceFileLoader(path.stem, str(path))
-    module = ModuleType(path.stem)
+    module = ModuleType(str(path.resolve()) if path.stem in sys.modules else path.stem)
     module.__file__ = file
-    sys.modules.setdefault(path.stem, module)
-    sys.path.insert(0, str(path.parent.resolve()))
-    with _users_errors(path, f"{file} raised an error when it was imported"):
-        loader.exec_module(module)
+    sys.modules[module.__name__] = module
+    sys.path[:0] = [str(path.parent.resolve()), str(Path.cwd())]
+    with _users_errors(f"{file} raised an error when it was imported"):
+        exec(compile(path.read_bytes(), file, "exec", dont_inherit=True), vars(module))
     return module
 
 
 @contextmanager
-def _users_errors(path: Path, what: str) -> Iterator[None]:
+def _users_errors(what: str) -> Iterator[None]:
     """Turn an error of the user's code into a TargetError that shows the user's own traceback."""
     try:
         with remember_lines():
             yield
     except (Exception, SystemExit) as error:
-        frames = error.__traceback__
-        while frames is not None and Path(frames.tb_frame.f_code.co_filename).resolve() != path.resolve():
-            frames = frames.tb_next
-        text = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
-        raise TargetError(f"{what}:\n\n{text}") from None
+        raise TargetError(f"{what}:\n\n{users_traceback(error)[0]}") from None
+
+
+def users_traceback(error: BaseException) -> tuple[str, bool]:
+    """The traceback from the user's first line on, without gradmend's own; whether there is such a line."""
+    shown = traceback.TracebackException.from_exception(error)
+    part: traceback.TracebackException | None = shown
+    found = False
+    while part is not None:
+        frames = list(dropwhile(lambda frame: frame.filename.startswith(_INSTALLED), part.stack))
+        found = found or bool(frames)
+        own = [frame for frame in frames if not frame.filename.startswith((_HERE, "<frozen"))]
+        part.stack = traceback.StackSummary.from_list(own)
+        part = part.__cause__ or part.__context__
+    return "".join(shown.format()).rstrip(), found
 
 
 def _setup(module: ModuleType, name: str, target: str) -> Setup:
@@ -157,7 +175,7 @@ def _setup(module: ModuleType, name: str, target: str) -> Setup:
         raise TargetError(f"{file} has no {name!r}. {suggest(name, usable)}")
     value = getattr(module, name)
     if not isinstance(value, (nn.Module, Setup)) and callable(value):
-        with _users_errors(Path(file), f"{target} raised an error when it was called"):
+        with _users_errors(f"{target} raised an error when it was called"):
             value = value()
     if isinstance(value, nn.Module):
         return Setup(value)
@@ -176,23 +194,32 @@ def _usable(module: ModuleType, value: object) -> bool:
 
 def _data(module: ModuleType, wish: str | None, target: str) -> Any:
     if wish is not None:
-        file, _, name = wish.rpartition(":")
-        if file.endswith(".py"):
-            other = import_file(file, wish)
-            if not hasattr(other, name):
-                raise DataError(f"{file} has no {name!r}. {suggest(name, vars(other))}")
-            value = getattr(other, name)
-            return value() if callable(value) else value
-        return load(wish)
+        file, name = _split(wish)
+        if not file.endswith(".py"):
+            return load(wish)
+        same = Path(file).resolve() == Path(module.__file__ or "").resolve()
+        return _rows(module if same else import_file(file, wish), name)
     for name in _DATA_NAMES:
         if hasattr(module, name):
-            value = getattr(module, name)
-            return value() if callable(value) else value
+            return _rows(module, name)
     raise DataError(
         f"What data shall {target} see? Type --data digits, --data table.csv:TARGET_COLUMN, "
         f"--data arrays.npz or --data FILE.py:NAME (a batch or a loader), or define one of "
         f"{', '.join(_DATA_NAMES)} in {module.__file__}."
     )
+
+
+def _rows(module: ModuleType, name: str) -> Any:
+    """What a module calls `name`, or what its function of that name returns; a generator as a list."""
+    file, public = module.__file__, [key for key in vars(module) if not key.startswith("_")]
+    if not name:
+        raise DataError(f"Which data of {file}? Type {file}:NAME. {suggest(name, public)}")
+    if not hasattr(module, name):
+        raise DataError(f"{file} has no {name!r}. {suggest(name, public)}")
+    value = getattr(module, name)
+    with _users_errors(f"{file}:{name} raised an error when it was called"):
+        made = value() if callable(value) else value
+        return list(islice(made, _MOST_BATCHES)) if isinstance(made, Iterator) else made
 
 
 def _completed(
@@ -210,6 +237,10 @@ def _completed(
             notes.append(f"loss {getattr(loss_fn, '__name__', type(loss_fn).__name__)} ({why})")
     if wishes.optimizer is not None:
         setup = replace(setup, optimizer=_optimizer(wishes.optimizer))
+        try:
+            setup.build_optimizer()
+        except ValueError as error:
+            raise SetupError(f"--optimizer {wishes.optimizer} does not fit this model: {error}") from error
     elif setup.optimizer is None:
         live = getattr(module, "optimizer", None)
         setup = replace(setup, optimizer=live if isinstance(live, Optimizer) else _optimizer("Adam"))
@@ -242,10 +273,12 @@ def _optimizer(wish: str) -> OptimizerFactory:
     known: dict[str, Callable[..., Optimizer]] = {
         key.lower(): value
         for key, value in vars(torch.optim).items()
-        if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
+        if isinstance(value, type) and issubclass(value, Optimizer)
     }
+    for odd in ("Optimizer", *_NO_PLAIN_STEP):
+        known.pop(odd.lower(), None)
     if name.lower() not in known:
-        raise SetupError(f"torch has no optimizer {name!r}. {suggest(name.lower(), known)}")
+        raise SetupError(f"There is no optimizer {name!r} here. {suggest(name.lower(), known)}")
     try:
         return partial(known[name.lower()], **({"lr": float(rate)} if rate else {}))
     except ValueError:

@@ -121,7 +121,8 @@ def _table(trials: Sequence[Trial]) -> Table:
     for heading in ("steps", "loss", "accuracy"):
         table.add_column(heading, justify="right")
     longest = {trial.label: trial for trial in sorted(trials, key=lambda trial: len(trial.losses))}
-    for trial in longest.values():
+    best_first = sorted(longest.values(), key=lambda trial: (-len(trial.losses), trial.final_loss))
+    for trial in sorted(best_first, key=lambda trial: trial.label != UNTREATED):
         accuracy = "-" if trial.accuracy is None else f"{trial.accuracy:.1%}"
         table.add_row(trial.label, str(len(trial.losses)), number(trial.final_loss), accuracy)
     return table

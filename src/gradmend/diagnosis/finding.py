@@ -93,7 +93,9 @@ class Diagnosis(Printable):
         if errors:
             return f"This setup will hardly train: {errors[0].cause.title}."
         if self.findings:
-            return "Healthy, with remarks."
+            worst = self.findings[0]
+            remark = "remarks" if worst.severity is Severity.NOTE else "a warning"
+            return f"Healthy, with {remark}: {worst.cause.title}."
         return "Healthy: nothing found."
 
     def __rich__(self) -> RenderableType:

@@ -15,18 +15,19 @@ def learning_rate_too_high(profile: Profile) -> Finding | None:
     """Steps on one batch make its loss worse, and the first is longer than four times the best length.
 
     A step of a quadratic valley does harm beyond twice the best length (LeCun, Simard, Pearlmutter 1992);
-    both signs are asked for, because the first step of an adaptive optimizer may overshoot and recover.
+    both signs are asked for, because the first steps of an adaptive optimizer may overshoot and recover, as
+    they do in a network that has learnt already. A loss that is no number does not recover.
     """
     response = profile.response
     if response is None or not math.isfinite(response.before):
         return None
-    worse = not math.isfinite(response.losses[-1]) or response.losses[-1] > response.before
-    best = response.best_fraction
-    if not worse or best > 0.25:
+    best, after = response.best_fraction, response.losses[-1]
+    harmful = after > response.before and best <= 0.25
+    if math.isfinite(after) and not harmful:
         return None
     text = (
         f"{len(response.losses)} more steps on one batch took its loss from {response.before:.4g} to "
-        f"{response.losses[-1]:.4g}; along the first step it is lowest at {best:.2g} of its length."
+        f"{after:.4g}; along the first step it is lowest at {best:.2g} of its length."
     )
     severity = Severity.ERROR
     return Finding(Cause.LEARNING_RATE_TOO_HIGH, severity, text, 1 / best, 1.0, "step over best step")

@@ -75,10 +75,12 @@ def symmetric_weights(profile: Profile) -> Finding | None:
 
 
 def unscaled_input(profile: Profile) -> Finding | None:
-    """The input's rms is above 10 or below 0.05, or its columns differ a hundredfold in deviation.
+    """The input's rms is above 10 or below 0.05, or a column deviates a hundred times the median column.
 
-    The bounds leave room for every usual scaling ([0, 1], [-1, 1], standardized); raw pixels (rms about
-    100) and raw tables are outside. A network that begins with a normalization is exempt.
+    Columns that hardly vary, such as the pixels at the edge of an image, do no harm; columns that drown all
+    others do, because the learning rate must suit the largest (LeCun et al. 1998). The bounds of the rms
+    leave room for every usual scaling ([0, 1], [-1, 1], standardized); raw pixels (rms about 100) and raw
+    tables are outside. A network that begins with a normalization is exempt.
     """
     inputs = profile.inputs
     readers = profile.anatomy.readers(INPUT)
@@ -91,7 +93,7 @@ def unscaled_input(profile: Profile) -> Finding | None:
     severity = Severity.ERROR if not 0.005 <= inputs.rms <= 50 or spread > 1000 else Severity.WARNING
     sentence = f"The input has mean {number(inputs.mean)} and rms {number(inputs.rms)}"
     if spread > 100:
-        sentence += f"; its columns' deviations lie between {number(low)} and {number(high)}"
+        sentence += f"; one column deviates by {number(high)}, half of them by {number(low)} or less"
     readings = [r for r in profile.sites if r.site in readers]
     return Finding(
         Cause.UNSCALED_INPUT,

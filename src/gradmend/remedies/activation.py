@@ -95,9 +95,9 @@ def _between_layers(anatomy: Anatomy, site: Site) -> bool:
 
 
 def _is_gate(anatomy: Anatomy, site: Site) -> bool:
-    """Whether a bounded activation is mixed with another signal otherwise than by a sum."""
-    mixed = [r for r in anatomy.readers(site.index) if len(r.inputs) > 1 and site.index not in r.direct]
-    return site.function in _GATES and any(reader.kind != "sum" for reader in mixed)
+    """Whether a bounded activation is mixed with another signal before the next site reads it."""
+    mixed = [set(reader.inputs) - set(reader.direct) for reader in anatomy.readers(site.index)]
+    return site.function in _GATES and any(site.index in signals and len(signals) > 1 for signals in mixed)
 
 
 def _is_activation_layer(module: nn.Module) -> bool:

@@ -1,8 +1,7 @@
-"""Initial weights: each remedy draws new weights for all linear and convolutional layers but frozen ones, biases
-zero.
+"""Initial weights: each remedy draws new weights for all linear and convolutional layers, biases zero.
 
-Learned weights are lost, so these are for setups that have not trained yet. Variances are given for a layer
-with `fan_in` inputs per unit.
+Frozen layers keep theirs; else learned weights are lost, so these are for setups that have not trained yet.
+Variances are given for a layer with `fan_in` inputs per unit.
 """
 
 from __future__ import annotations
@@ -145,7 +144,7 @@ class LSUV(Remedy):
 
     treats: ClassVar[frozenset[Cause]] = Initialization.treats
     intrusion: ClassVar[int] = 3
-    summary: ClassVar[str] = "LSUV initialization (unit variance at every layer)"
+    summary: ClassVar[str] = "LSUV initialization"
 
     def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
         """Whether there is a layer with weights that are not frozen."""
@@ -191,8 +190,12 @@ def scale_to_unit_variance(model: nn.Module, paths: list[str], forward: Callable
 
 def _learning_layers(setup: Setup, anatomy: Anatomy) -> list[tuple[Site, Site | None]]:
     """The layers whose weights are not frozen: frozen ones usually hold what another training learned."""
-    names = {name for name, p in setup.model.named_parameters() if p.requires_grad}
-    return [pair for pair in weighted_layers(setup, anatomy) if names & set(pair[0].parameters)]
+    return [pair for pair in weighted_layers(setup, anatomy) if _learns(setup.model, pair[0].module)]
+
+
+def _learns(model: nn.Module, path: str) -> bool:
+    named = model.get_submodule(path).named_parameters()
+    return any(p.requires_grad for name, p in named if name != "bias")
 
 
 def _slope(after: Site) -> float:

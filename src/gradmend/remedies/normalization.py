@@ -42,7 +42,7 @@ class BatchNorm(Remedy):
 
     treats: ClassVar[frozenset[Cause]] = _TREATS
     intrusion: ClassVar[int] = _INTRUSION
-    summary: ClassVar[str] = "batch normalization before the activations"
+    summary: ClassVar[str] = "batch normalization"
 
     def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
         """Whether a layer with two- or four-dimensional output is followed by an activation directly."""
@@ -66,7 +66,7 @@ class LayerNorm(Remedy):
 
     treats: ClassVar[frozenset[Cause]] = _TREATS
     intrusion: ClassVar[int] = _INTRUSION
-    summary: ClassVar[str] = "layer normalization before the activations"
+    summary: ClassVar[str] = "layer normalization"
 
     def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
         """Whether a linear layer is followed by an activation directly."""

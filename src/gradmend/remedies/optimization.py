@@ -219,7 +219,7 @@ def with_options(setup: Setup, **options: float) -> Setup:
 
 
 def _best_rate(setup: Setup, batches: Sequence[Batch]) -> float:
-    """The rate with the lowest loss after a few steps, whatever it is now: by decades, then beside the best."""
+    """The rate with the lowest loss after a few steps: by decades, then beside the best."""
 
     def loss(rate: float) -> float:
         trial = run_trial(with_options(setup.copy(), lr=rate), list(batches), Budget(steps=_STEPS))
