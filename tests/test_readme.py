@@ -15,12 +15,12 @@ ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
-def test_python_blocks_run(readme: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """In English; the other README has the same blocks, as the last test shows."""
     x, y = blobs(256)
     rows = torch.utils.data.TensorDataset(x, y)
-    names = {"model": plain(12, nn.Sigmoid), "loader": torch.utils.data.DataLoader(rows, batch_size=64)}
-    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.S)
+    names = {"model": plain(16, nn.Sigmoid), "loader": torch.utils.data.DataLoader(rows, batch_size=64)}
+    blocks = re.findall(r"```python\n(.*?)```", READMES[0].read_text(), re.S)
     assert blocks
     for block in blocks:
         exec(block, names)

@@ -178,10 +178,10 @@ def mend(
     say = report or (lambda _: None)
     given = as_batches(batches, limit=_MOST_BATCHES)
     say("measuring")
-    setup.build_optimizer()  # without one there is nothing to try
     before = diagnose(setup, given)
     if before.healthy:
         return Treatment(setup, (), before, before, ())
+    setup.build_optimizer()  # without one there is nothing to try
     with best_threads(setup, given[:1]):
         return _Search(setup, given, budget or Budget(), say).treatment(before)
 
