@@ -1,8 +1,9 @@
-"""Networks and batches that many tests share, and a fingerprint of everything a measurement must not touch."""
+"""Networks and batches that many tests share, and a fingerprint of all that measuring must not touch."""
 
 import copy
 import random
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def images(rows: int = 16) -> tuple[Tensor, Tensor]:
 
 def plain(depth: int, activation: type[nn.Module], features: int = 8, width: int = 32) -> nn.Sequential:
     sizes = [features] + [width] * depth
-    pairs = [(nn.Linear(a, b), activation()) for a, b in zip(sizes, sizes[1:], strict=False)]
+    pairs = [(nn.Linear(a, b), activation()) for a, b in pairwise(sizes)]
     return nn.Sequential(*[layer for pair in pairs for layer in pair], nn.Linear(width, 3))
 
 

@@ -140,6 +140,17 @@ class Response:
         finite = [(loss, fraction) for fraction, loss in self.line if math.isfinite(loss)]
         return min(finite, default=(math.inf, self.line[0][0]))[1]
 
+    @property
+    def reachable(self) -> float:
+        """The lowest loss along the first step."""
+        return min((loss for _, loss in self.line if math.isfinite(loss)), default=math.inf)
+
+    @property
+    def overshoots(self) -> bool:
+        """Whether the first step is four times too long, and all do not bring half of what one could."""
+        enough = (self.before + self.reachable) / 2
+        return self.best_fraction <= 0.25 and not self.losses[-1] <= enough
+
 
 @dataclass(frozen=True)
 class Profile(Printable):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ def respond(setup: Setup, batch: Batch, steps: int = 10) -> Response | None:
     """Step on a copy and watch the loss: along the first step, and over a few steps on one batch.
 
     Args:
-        steps: how many steps are taken on the same batch; four times as many if they raise the loss.
+        steps: how many steps are taken on the same batch; four times as many if they overshoot.
 
     Returns:
         The losses, or None if no step can be tried on a copy: the optimizer's step wants a closure (LBFGS),
@@ -40,18 +41,20 @@ def _respond(setup: Setup, trial: Setup, batch: Batch, steps: int) -> Response |
         if wants_closure(optimizer) or {*map(id, parameters)} & {*map(id, setup.model.parameters())}:
             return None
         before = _backward(trial, optimizer, batch)
-        line = _line(trial, optimizer, batch)
-        losses: list[float] = []
-        while len(losses) < steps or (len(losses) < _PATIENCE * steps and losses[-1] > before):
+        response = Response(before, _line(trial, optimizer, batch), ())
+        while len(response.losses) < steps or (
+            response.overshoots and len(response.losses) < _PATIENCE * steps
+        ):
             optimizer.step()
-            losses.append(_backward(trial, optimizer, batch))
-        return Response(before, line, tuple(losses))
+            loss = _backward(trial, optimizer, batch)
+            response = replace(response, losses=(*response.losses, loss))
+        return response
 
 
 _FRACTIONS = tuple(4.0**k for k in range(-6, 7))
-_LARGEST = 4.0**20
+_LARGEST, _ROUNDING = 4.0**20, 1e-6
 _PATIENCE = 4
-"""Where the loss has risen, so many times more steps show whether it falls again."""
+"""Where steps overshoot, so many times more of them show whether the loss falls after all."""
 
 
 def _backward(setup: Setup, optimizer: Optimizer, batch: Batch) -> float:
@@ -72,7 +75,7 @@ def _held(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def _line(setup: Setup, optimizer: Optimizer, batch: Batch) -> tuple[tuple[float, float], ...]:
-    """(fraction, loss) along the next step, and further on for as long as the loss falls.
+    """(fraction, loss) along the next step, and further on until the loss rises.
 
     The step is computed in float64: a tiny one would be lost when it is added to float32 weights.
     """
@@ -83,7 +86,7 @@ def _line(setup: Setup, optimizer: Optimizer, batch: Batch) -> tuple[tuple[float
         change.to(p.dtype) for p, change in changes(optimizer, parameters, gradients, dtype=torch.float64)
     ]
     line = [(t, _loss_at(setup, batch, parameters, start, step, t)) for t in _FRACTIONS]
-    while line[-1][1] < line[-2][1] and line[-1][0] < _LARGEST:
+    while line[-1][1] <= min(loss for _, loss in line) * (1 + _ROUNDING) and line[-1][0] < _LARGEST:
         t = 4 * line[-1][0]
         line.append((t, _loss_at(setup, batch, parameters, start, step, t)))
     _place(parameters, start, step, 0.0)

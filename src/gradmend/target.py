@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ _DATA_NAMES = ("batch", "batches", "loader", "train_loader", "data")
 _LOSS_NAMES = ("loss_fn", "criterion", "loss")
 _ROWS = 64
 _MOST_BATCHES = 1000
-_NO_PLAIN_STEP = ("LBFGS", "SparseAdam")
+_NO_PLAIN_STEP = ("Optimizer", "LBFGS", "SparseAdam")
 _HERE = str(Path(__file__).parent)
 _INSTALLED = (_HERE, "<", *(get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")))
 
@@ -270,19 +271,26 @@ def _usual_loss(data: Any) -> tuple[Callable[..., Tensor] | None, str]:
 def _optimizer(wish: str) -> OptimizerFactory:
     """A factory from `NAME` or `NAME:LR`, such as `SGD:0.1`."""
     name, _, rate = wish.partition(":")
+    kinds = {key: value for key, value in vars(torch.optim).items() if isinstance(value, type)}
     known: dict[str, Callable[..., Optimizer]] = {
         key.lower(): value
-        for key, value in vars(torch.optim).items()
-        if isinstance(value, type) and issubclass(value, Optimizer)
+        for key, value in kinds.items()
+        if issubclass(value, Optimizer) and key not in _NO_PLAIN_STEP
     }
-    for odd in ("Optimizer", *_NO_PLAIN_STEP):
-        known.pop(odd.lower(), None)
     if name.lower() not in known:
         raise SetupError(f"There is no optimizer {name!r} here. {suggest(name.lower(), known)}")
+    options = {"lr": _rate(rate, name)} if rate else {}
+    return partial(known[name.lower()], **options)
+
+
+def _rate(text: str, name: str) -> float:
     try:
-        return partial(known[name.lower()], **({"lr": float(rate)} if rate else {}))
+        rate = float(text)
     except ValueError:
-        raise SetupError(f"{rate!r} is no learning rate. Type for example --optimizer {name}:0.01") from None
+        rate = math.nan
+    if not 0 <= rate < math.inf:
+        raise SetupError(f"{text!r} is no learning rate. Type for example --optimizer {name}:0.01")
+    return rate
 
 
 def _device(name: str) -> torch.device:

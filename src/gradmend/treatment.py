@@ -18,7 +18,7 @@ from rich.text import Text
 
 from gradmend.causes import Cause
 from gradmend.console import Printable, lines, number, plain_data
-from gradmend.data import as_batches
+from gradmend.data import as_batches, check_batch
 from gradmend.diagnosis import Diagnosis, Severity, diagnose, look
 from gradmend.errors import GradmendError, NoEffectWarning
 from gradmend.layers import definitions
@@ -177,6 +177,8 @@ def mend(
     """
     say = report or (lambda _: None)
     given = as_batches(batches, limit=_MOST_BATCHES)
+    for batch in given:
+        check_batch(batch)
     say("measuring")
     before = diagnose(setup, given)
     if before.healthy:

@@ -145,6 +145,8 @@ def _gradient(profile: Profile, cause: Cause, sign: int) -> Finding | None:
     readings = [r for r in profile.weighted() if r.gradient_norm is not None]
     if len(readings) < 3 or not all(r.finite for r in readings) or not readings[-1].gradient_norm:
         return None
+    if readings[-1].weight_variance == 0:  # an output layer that begins at zero: it opens with the first step
+        return None
     logs = [2 * math.log(r.gradient_norm or _SMALLEST) for r in readings]
     width = int(median(r.site.units for r in readings))
     slack = 3 * theory.finite_width_deviation(len(readings), width)

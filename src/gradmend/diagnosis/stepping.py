@@ -12,7 +12,7 @@ from gradmend.profile import Profile
 
 
 def learning_rate_too_high(profile: Profile) -> Finding | None:
-    """Steps on one batch make its loss worse, and the first is longer than four times the best length.
+    """The first step is four times too long, and forty bring not half of what one of the right length would.
 
     A step of a quadratic valley does harm beyond twice the best length (LeCun, Simard, Pearlmutter 1992);
     both signs are asked for, because the first steps of an adaptive optimizer may overshoot and recover, as
@@ -22,8 +22,7 @@ def learning_rate_too_high(profile: Profile) -> Finding | None:
     if response is None or not math.isfinite(response.before):
         return None
     best, after = response.best_fraction, response.losses[-1]
-    harmful = after > response.before and best <= 0.25
-    if math.isfinite(after) and not harmful:
+    if math.isfinite(after) and not response.overshoots:
         return None
     text = (
         f"{len(response.losses)} more steps on one batch took its loss from {response.before:.4g} to "
@@ -34,7 +33,7 @@ def learning_rate_too_high(profile: Profile) -> Finding | None:
 
 
 def learning_rate_too_low(profile: Profile) -> Finding | None:
-    """A few steps lower the loss by less than 0.1 %, though hundredfold ones would by more than 10 %.
+    """A few steps lower the loss by less than 0.1 %, though one a hundred times as long would by 5 %.
 
     Silent while the signal itself is in trouble, for then small updates are a symptom.
     """
@@ -42,10 +41,9 @@ def learning_rate_too_low(profile: Profile) -> Finding | None:
     if response is None or trouble(profile, shrinking=True) is not None:
         return None
     best = response.best_fraction
-    reachable = min((loss for _, loss in response.line if math.isfinite(loss)), default=math.inf)
     fall = response.before - min(response.losses)
-    possible = response.before - reachable
-    if best < 100 or fall > 1e-3 * abs(response.before) or possible < 0.1 * abs(response.before):
+    possible = response.before - response.reachable
+    if best < 100 or fall > 1e-3 * abs(response.before) or possible < 0.05 * abs(response.before):
         return None
     ratios = [p.update_ratio for p in profile.parameters if p.update_ratio]
     text = (

@@ -80,11 +80,11 @@ def unscaled_input(profile: Profile) -> Finding | None:
     Columns that hardly vary, such as the pixels at the edge of an image, do no harm; columns that drown all
     others do, because the learning rate must suit the largest (LeCun et al. 1998). The bounds of the rms
     leave room for every usual scaling ([0, 1], [-1, 1], standardized); raw pixels (rms about 100) and raw
-    tables are outside. A network that begins with a normalization is exempt.
+    tables are outside. A network that begins by rescaling its input is exempt.
     """
     inputs = profile.inputs
     readers = profile.anatomy.readers(INPUT)
-    if inputs is None or not any(site.weighted for site in readers):
+    if inputs is None or not any(site.weighted and INPUT in site.direct for site in readers):
         return None
     low, high = inputs.deviations
     spread = high / low if low > 0 else 1.0
@@ -127,7 +127,7 @@ def _parameters(
     if not readings:
         return None
     names = tuple(p.name for p in readings)
-    return Finding(cause, severity, f"{lines(names)} {what}.", len(names), 0, "parameters", sites=names)
+    return Finding(cause, severity, f"{lines(names)} {what}.", float(len(names)), 0.0, "parameters", names)
 
 
 def _where(readings: Iterable[Reading]) -> tuple[str, ...]:

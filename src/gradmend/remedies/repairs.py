@@ -111,11 +111,7 @@ class AddMissingParameters(Remedy):
             f"names = {list(missing)!r}\n"
             "optimizer.param_groups[0]['params'] += [model.get_parameter(name) for name in names]"
         )
-        return (
-            setup,
-            self,
-            [Edit("", code, f"{len(missing)} parameters added to the optimizer")] if missing else [],
-        )
+        return setup, self, [Edit("", code, f"{len(missing)} parameters added to the optimizer")]
 
 
 def _missing(setup: Setup, optimizer: Optimizer) -> dict[str, nn.Parameter]:

@@ -1,0 +1,134 @@
+"""How the loss answers to steps: against steps really taken."""
+
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gradmend as gm
+from gradmend.profile import Response
+from gradmend.response import respond
+from helpers import ADAM, SGD, assert_same, blobs, plain, setups, trace
+
+KINDS = list(setups())
+CE = nn.CrossEntropyLoss()
+
+
+def really(setup: gm.Setup, batch: Any, steps: int) -> list[float]:
+    """The losses of plain training on one batch, with the same noise in every step."""
+    trial = setup.copy()
+    trial.model.train()
+    optimizer, losses = trial.build_optimizer(), []
+    for _ in range(steps + 1):
+        torch.manual_seed(0)
+        optimizer.zero_grad()
+        loss = trial.loss(batch)
+        loss.backward()
+        losses.append(loss.item())
+        if trial.gradient_transform is not None:
+            trial.gradient_transform(list(trial.model.parameters()))
+        optimizer.step()
+    return losses
+
+
+def answer(setup: gm.Setup, batch: Any, steps: int = 10) -> Response:
+    response = respond(setup, batch, steps)
+    assert response is not None
+    return response
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("optimizer", [SGD, ADAM, partial(torch.optim.SGD, lr=0.1, momentum=0.9)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_are_those_of_training(kind: str, optimizer: Any, clip: float | None) -> None:
+    setup, batch = setups()[kind]
+    transform = partial(nn.utils.clip_grad_norm_, max_norm=clip) if clip else None
+    setup = gm.Setup(setup.model, setup.loss_fn, optimizer, gradient_transform=transform)
+    response = answer(setup, batch, steps=4)
+    twin = really(setup, batch, 4)
+    assert response.before == twin[0]
+    assert list(response.losses[:4]) == pytest.approx(twin[1:], rel=1e-6)
+    # the whole step along the line is the first step; float64 and float32 round it differently
+    assert dict(response.line)[1.0] == pytest.approx(twin[1], rel=1e-4)
+
+
+def test_the_line_is_a_parabola_in_a_quadratic_valley() -> None:
+    """For a mean of squares of a linear model, L(t) = L(0) - t lr |g|^2 + t^2 ..., exactly."""
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 4), torch.randn(64, 1)
+    setup = gm.Setup(nn.Linear(4, 1), nn.MSELoss(), partial(torch.optim.SGD, lr=0.05))
+    response = answer(setup, (x, y))
+    loss = setup.loss((x, y))
+    gradients = torch.autograd.grad(loss, list(setup.model.parameters()))
+    slope = 0.05 * sum(g.square().sum().item() for g in gradients)
+    line = dict(response.line)
+    curvature = line[1.0] - response.before + slope
+    for t, value in response.line[:-2]:
+        assert value == pytest.approx(response.before - t * slope + t * t * curvature, rel=1e-3, abs=1e-4)
+    best = slope / (2 * curvature)
+    assert best / 4 <= response.best_fraction <= 4 * best  # the line is looked at in steps of four
+
+
+@pytest.mark.parametrize("rate", [1e-9, 1e-5, 1e-1, 1e2])
+def test_the_best_length_does_not_depend_on_the_step(rate: float) -> None:
+    """A step too small to change a float32 weight still points the way."""
+    model, batch = plain(1, nn.Tanh), blobs()
+    response = answer(gm.Setup(model, CE, partial(torch.optim.SGD, lr=rate)), batch)
+    reference = answer(gm.Setup(model, CE, partial(torch.optim.SGD, lr=1.0)), batch)
+    assert 1 / 4.1 < rate * response.best_fraction / reference.best_fraction < 4.1
+
+
+def test_live_optimizers_go_on_from_their_state() -> None:
+    model, batch = plain(1, nn.Tanh), blobs()
+    live = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    setup = gm.Setup(model, CE, live)
+    for _ in range(3):
+        live.zero_grad()
+        setup.loss(batch).backward()
+        live.step()
+    before = trace(setup)
+    response = answer(setup, batch, 3)
+    assert_same(before, trace(setup))
+    assert list(response.losses[:3]) == pytest.approx(really(setup, batch, 3)[1:], rel=1e-6)
+
+
+def test_a_loss_that_rises_is_watched_for_longer() -> None:
+    x, _ = blobs()
+    diverging = gm.Setup(nn.Linear(8, 8), nn.MSELoss(), partial(torch.optim.SGD, lr=30.0))
+    assert len(answer(diverging, (x, x), steps=3).losses) == 12
+    gentle = gm.Setup(plain(1, nn.Tanh), CE, SGD)
+    assert len(answer(gentle, blobs(), steps=3).losses) == 3
+
+
+@pytest.mark.parametrize("rate", [1e20, 1e30, 3e38])
+def test_steps_beyond_all_numbers(rate: float) -> None:
+    response = answer(gm.Setup(plain(2, nn.ReLU), CE, partial(torch.optim.SGD, lr=rate)), blobs())
+    assert math.isfinite(response.before)
+    assert response.best_fraction == 4.0**-6
+
+
+def test_nothing_is_tried_where_it_would_touch_the_users_model() -> None:
+    model = plain(1, nn.Tanh)
+    held = gm.Setup(model, CE, lambda _: torch.optim.SGD(model.parameters(), lr=0.1))
+    assert respond(held, blobs()) is None
+    assert respond(gm.Setup(model, CE, torch.optim.LBFGS), blobs()) is None
+
+
+def test_parameters_of_the_loss_are_trained_along() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            return CE(self.scale * output, target)
+
+    model, loss = plain(1, nn.Tanh), Scaled()
+    live = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.1)
+    setup = gm.Setup(model, loss, live)
+    twin = really(setup, blobs(), 3)
+    assert list(answer(setup, blobs(), 3).losses[:3]) == pytest.approx(twin[1:], rel=1e-6)
+    assert loss.scale.item() == 1
