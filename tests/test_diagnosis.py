@@ -266,6 +266,23 @@ def test_collapsed_information() -> None:
     assert Cause.VANISHING_GRADIENT not in found
 
 
+def test_an_input_that_forward_does_not_use() -> None:
+    class Deaf(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = plain(3, nn.ReLU)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(torch.ones_like(x))
+
+    found = gm.diagnose(gm.Setup(Deaf(), nn.CrossEntropyLoss(), SGD), blobs()).findings
+    assert found[0].cause is Cause.INPUT_LOST
+    assert found[0].sites == ("body.0",)
+    one_column = (torch.rand(96, 1) + 1, torch.arange(96) % 3)  # parallel vectors of different lengths
+    setup = gm.Setup(plain(2, nn.ReLU, features=1), nn.CrossEntropyLoss(), SGD)
+    assert Cause.INPUT_LOST not in {f.cause for f in gm.diagnose(setup, one_column).findings}
+
+
 def test_dead_units() -> None:
     model = mlp(2, nn.ReLU)
     nn.init.constant_(model[2].bias, -50.0)

@@ -112,7 +112,7 @@ class Anatomy:
         pairs: list[tuple[Site, Site | None]] = []
         previous = INPUT
         for site in self.sites:
-            if site.inputs != (previous,) or site.direct != (previous,):
+            if site.inputs != (previous,) or (pairs and site.direct != (previous,)):
                 return f"{site.name} does not simply follow the site before it"
             if site.kind == "softmax" and site is self.sites[-1]:
                 break

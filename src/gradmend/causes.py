@@ -103,6 +103,14 @@ class Cause(Enum):
         "input",
         "LeCun, Bottou, Orr, Müller, Efficient BackProp, 1998, https://doi.org/10.1007/3-540-49430-8_2",
     )
+    INPUT_LOST = Illness(
+        "Nothing of the input comes through: all samples are the same vector from the first layer on.",
+        "All rows of the data are equal, or forward does not use its input, overwrites it, or rounds it away.",
+        "Outputs are the same for every sample, and the loss stays at that of guessing.",
+        "Look at the first lines of forward, and at a few rows of the data as they reach the model.",
+        "wiring",
+        "Karpathy, A recipe for training neural networks, 2019, https://karpathy.github.io/2019/04/25/recipe/",
+    )
     LEARNING_RATE_TOO_HIGH = Illness(
         "The learning rate is too high: a step jumps over the valley.",
         "Along its own direction the loss is lowest well before the step ends; beyond twice that length it "

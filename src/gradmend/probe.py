@@ -6,15 +6,12 @@ afterwards what they were, also when forward or backward raises.
 
 from __future__ import annotations
 
-import copy
-import inspect
 import math
 import random
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +24,8 @@ from gradmend.data import as_batches, check_batch
 from gradmend.errors import BatchError
 from gradmend.profile import InputReading, ParameterReading, Profile, Reading
 from gradmend.recorder import Recorder, tensors_in
-from gradmend.setup import Batch, Setup, trainable
-
-_CHUNK = 1_000_000
-"""How many parameter values are stepped at a time, so that the copies stay small."""
+from gradmend.setup import Batch, Setup, named_parameters, trainable
+from gradmend.updates import updates
 
 
 def measure(setup: Setup, batches: Batch | Iterable[Batch]) -> Profile:
@@ -123,15 +118,16 @@ class _Step:
         self.weights: dict[int, Tensor] = {}
         self.silent: dict[int, Tensor] = {}
         self.gradients: dict[int, Tensor] = {}
-        recorder = Recorder(setup.model, _saturation, self._after)
+        self.entry: dict[str, Tensor] = {}
+        recorder = Recorder(setup.model, self._before, self._after)
         with recorder.watching(batch):
             loss = setup.loss(batch)
         self.anatomy = recorder.anatomy()
         gradients = _gradients(setup.model, loss)
-        named = _named(setup.model)
+        named = named_parameters(setup.model)
         self.trained = {name: (p, g) for name, p in named if (g := gradients[name]) is not None}
         self.parameters = {name: _parameter_statistics(p, gradients[name]) for name, p in named}
-        self.updates = _updates(setup, optimizer, gradients) if optimizer is not None else {}
+        self.updates = updates(setup, optimizer, gradients) if optimizer is not None else {}
         self.loss = loss.detach().double()
 
     def read(self) -> _Numbers:
@@ -144,6 +140,7 @@ class _Step:
             "silent": self.silent,
             "parameter": self.parameters,
             "update": self.updates,
+            "entry": self.entry,
         }
         numbers = _fetch([(group, key, t) for group, items in groups.items() for key, t in items.items()])
         for name, (parameter, gradient) in self.trained.items():
@@ -151,6 +148,13 @@ class _Step:
                 same = stats.rows_equal(parameter.detach()) & stats.rows_equal(gradient)
                 numbers["parameter", name][2] = float(same)
         return _Numbers(self.anatomy, numbers)
+
+    def _before(self, signal: Tensor, phi: Activation | None) -> Tensor | None:
+        if not signal.is_floating_point():
+            return None
+        if not self.forward and not self.entry and signal.dim() > 1:
+            self.entry = {"entry": _entry_statistics(signal.detach())}
+        return None if phi is None else stats.flat_fraction(signal.detach(), stats.steep_interval(phi))
 
     def _after(self, site: Site, output: Tensor, weight: Tensor | None, saturation: Tensor | None) -> None:
         if not output.is_floating_point() or output.dim() < 2:
@@ -171,10 +175,14 @@ class _Step:
         self.gradients[index] = _gradient_statistics(gradient)
 
 
-def _saturation(signal: Tensor, phi: Activation | None) -> Tensor | None:
-    if phi is None or not signal.is_floating_point():
-        return None
-    return stats.flat_fraction(signal.detach(), stats.steep_interval(phi))
+def _entry_statistics(x: Tensor) -> Tensor:
+    """Of what the first site reads: mean, rms, cosine, spread of its columns, how many are constant."""
+    deviations = x.flatten(1).std(dim=0, unbiased=False)
+    varying = deviations.masked_fill(deviations == 0, torch.nan)
+    largest, constant = deviations.amax(), (deviations == 0).sum()
+    cosine = stats.cosine(*stats.cosine_sums(stats.some_samples(x)))
+    rms = stats.norm(x) / math.sqrt(x.numel())
+    return torch.stack([stats.mean(x), rms, cosine, varying.nanmedian(), largest, constant])
 
 
 def _forward_statistics(x: Tensor, rows: Tensor, active: Tensor, saturation: Tensor | None) -> Tensor:
@@ -203,10 +211,6 @@ def _finished(rows: dict[int, Tensor], anatomy: Anatomy, norm: int) -> dict[int,
     return dict(zip(rows, done, strict=True))
 
 
-def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
-
-
 def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor | None]:
     """The parameters' gradients by name, without touching anybody's `.grad`."""
     if not loss.requires_grad:
@@ -214,7 +218,7 @@ def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor | None]:
             "The loss does not depend on any parameter. Something cuts the path between them: `detach()`, "
             "`.item()`, `torch.no_grad()`, or a conversion to numpy or to integers."
         )
-    trainable = [(name, p) for name, p in _named(model) if p.requires_grad]
+    trainable = [(name, p) for name, p in named_parameters(model) if p.requires_grad]
     try:
         gradients = torch.autograd.grad(loss, [p for _, p in trainable], allow_unused=True)
     except RuntimeError as error:
@@ -223,7 +227,7 @@ def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor | None]:
     if all(g is None for g in gradients):
         raise BatchError("The loss reaches none of the model's parameters: is it computed from this model?")
     dense = {n: g.to_dense() if g is not None and g.is_sparse else g for n, g in found.items()}
-    return {name: dense.get(name) for name, _ in _named(model)}
+    return {name: dense.get(name) for name, _ in named_parameters(model)}
 
 
 def _parameter_statistics(parameter: Tensor, gradient: Tensor | None) -> Tensor:
@@ -235,94 +239,6 @@ def _parameter_statistics(parameter: Tensor, gradient: Tensor | None) -> Tensor:
     several = value.dim() >= 2 and value.shape[0] > 1
     equal = stats.rows_equal(value[:2]).double() if several else torch.zeros_like(norm)
     return torch.stack([norm, stats.norm(gradient), equal, torch.ones_like(norm)])
-
-
-def _updates(setup: Setup, optimizer: Optimizer, gradients: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    """Rms of what the optimizer's next step would add to each parameter that it holds.
-
-    The step is taken by a copy of the optimizer on copies of the parameters, a chunk at a time. Optimizers
-    whose step wants a closure (LBFGS) are left out.
-    """
-    if wants_closure(optimizer):
-        return {}
-    names = {id(p): name for name, p in _named(setup.model)}
-    held = [p for group in optimizer.param_groups for p in group["params"] if id(p) in names]
-    stand_ins = {id(p): p.detach().requires_grad_() for p in held}
-    for p in held:
-        stand_ins[id(p)].grad = gradients[names[id(p)]]
-    if setup.gradient_transform is not None:
-        transform = copy.deepcopy(setup.gradient_transform)
-        transform(cast(list[nn.Parameter], list(stand_ins.values())))
-    wanted = {id(p): stand_ins[id(p)].grad for p in held}
-    return {
-        names[id(p)]: stats.norm(change) / math.sqrt(change.numel())
-        for p, change in changes(optimizer, held, wanted)
-    }
-
-
-def wants_closure(optimizer: Optimizer) -> bool:
-    """Whether a step cannot be taken without a closure, as with LBFGS."""
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
-
-
-def changes(
-    optimizer: Optimizer,
-    held: Sequence[Tensor],
-    gradients: dict[int, Tensor | None],
-    dtype: torch.dtype | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What one step of a copy of the optimizer changes in copies of the parameters that it holds.
-
-    Args:
-        held: parameters of the optimizer.
-        gradients: by the `id` of the parameter.
-        dtype: to compute in; by default the parameters' own, so that what is lost to rounding is lost.
-    """
-    for chunk in _chunks(held):
-        yield from _changes(optimizer, chunk, gradients, dtype)
-
-
-def _changes(
-    optimizer: Optimizer,
-    chunk: Sequence[Tensor],
-    gradients: dict[int, Tensor | None],
-    dtype: torch.dtype | None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    twins = {id(p): _as(p.detach().clone(), dtype).requires_grad_() for p in chunk}
-    for p in chunk:
-        gradient = gradients[id(p)]
-        twins[id(p)].grad = gradient if gradient is None else _as(gradient, dtype)
-    copied = copy.copy(optimizer)
-    copied.state = defaultdict(dict, {twins[id(p)]: _state(optimizer, p, dtype) for p in chunk})
-    copied.param_groups = [
-        {**group, "params": [twins[id(p)] for p in group["params"] if id(p) in twins]}
-        for group in optimizer.param_groups
-    ]
-    type(copied).step(copied)
-    return ((p, twins[id(p)].detach() - p.detach()) for p in chunk)
-
-
-def _state(optimizer: Optimizer, p: Tensor, dtype: torch.dtype | None) -> dict[str, Any]:
-    """A copy of what the optimizer remembers of a parameter."""
-    state: dict[str, Any] = copy.deepcopy(optimizer.state.get(p, {}))
-    of_its_size = (item for item in state.items() if isinstance(item[1], Tensor) and item[1].shape == p.shape)
-    return {**state, **{key: _as(value, dtype) for key, value in of_its_size}}
-
-
-def _as(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-
-
-def _chunks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    chunk: list[Tensor] = []
-    for parameter in parameters:
-        chunk.append(parameter)
-        if sum(p.numel() for p in chunk) >= _CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 _Key = tuple[str, int | str]
@@ -358,7 +274,7 @@ def _assemble(
     names = [site.name for site in anatomy.sites]
     same = [step for step in steps if [site.name for site in step.anatomy.sites] == names]
     held = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
-    parameters = tuple(_parameter(name, p, held, same) for name, p in _named(model))
+    parameters = tuple(_parameter(name, p, held, same) for name, p in named_parameters(model))
     named = {reading.name: reading for reading in parameters}
     readings = [
         _reading(site, same, named) for site in anatomy.sites if ("forward", site.index) in same[0].values
@@ -368,7 +284,7 @@ def _assemble(
         loss=_average(same, "loss", "loss")[0],
         sites=tuple(readings),
         parameters=parameters,
-        inputs=_input_reading(batches[0]),
+        inputs=_input_reading(anatomy, steps[0]),
         samples=sum(_rows(batch) for batch, step in zip(batches, steps, strict=True) if step in same),
     )
 
@@ -431,20 +347,10 @@ def _parameter(
     )
 
 
-def _input_reading(batch: Batch) -> InputReading | None:
-    inputs = batch[:-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else batch
-    x = next((t for t in tensors_in(inputs) if t.is_floating_point()), None)
-    if x is None or x.dim() < 2:
+def _input_reading(anatomy: Anatomy, step: _Numbers) -> InputReading | None:
+    """What the first layer gets; None where something else than a layer with weights comes first."""
+    if not anatomy.sites or not anatomy.sites[0].weighted or ("entry", "entry") not in step.values:
         return None
-    columns = x.detach().double().flatten(1)
-    deviation = columns.std(dim=0, unbiased=False)
-    varying = deviation[deviation > 0]
-    ends = (varying.median().item(), varying.max().item()) if len(varying) else (0.0, 0.0)
-    return InputReading(
-        shape=tuple(x.shape),
-        mean=columns.mean().item(),
-        rms=stats.norm(x.detach()).item() / math.sqrt(x.numel()),
-        cosine=stats.cosine(*stats.cosine_sums(stats.some_samples(x.detach()))).item(),
-        deviations=ends,
-        constant=len(deviation) - len(varying),
-    )
+    mean, rms, cosine, middle, largest, constant = step.get("entry", "entry")
+    deviations = (0.0 if math.isnan(middle) else middle, largest)
+    return InputReading(mean, rms, cosine, deviations, constant=int(constant))

@@ -105,14 +105,16 @@ class ParameterReading:
 
 @dataclass(frozen=True)
 class InputReading:
-    """The float inputs of the batch: mean square and cosine, and the spread of the columns.
+    """What the network's first layer gets, after all that the user's forward does to the batch.
 
     Args:
+        mean: of all values.
+        rms: root mean square of all values.
+        cosine: mean cosine between two samples.
         deviations: median and largest standard deviation among the columns that vary.
         constant: how many columns do not vary at all in this batch.
     """
 
-    shape: tuple[int, ...]
     mean: float
     rms: float
     cosine: float
@@ -161,7 +163,7 @@ class Profile(Printable):
         loss: of the batch, or its mean over the batches.
         sites: one reading per site, in the order of execution.
         parameters: one reading per parameter.
-        inputs: the float input, if there is one.
+        inputs: what the first layer gets; None where no layer with weights comes first.
         samples: how many samples were measured.
         response: how the loss answers to steps, if that was measured.
     """

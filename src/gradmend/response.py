@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradmend.probe import changes, undisturbed, wants_closure
+from gradmend.probe import undisturbed
 from gradmend.profile import Response
 from gradmend.setup import Batch, Setup
+from gradmend.updates import changes, wants_closure
 
 
 def respond(setup: Setup, batch: Batch, steps: int = 10) -> Response | None:

@@ -120,6 +120,11 @@ class Setup:
         return optimizer
 
 
+def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that are real or complex numbers, each once, with their names."""
+    return [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
+
+
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that are not frozen.
 

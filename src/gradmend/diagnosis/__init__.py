@@ -23,6 +23,7 @@ RULES: tuple[Callable[[Profile], Finding | None], ...] = (
     wiring.no_gradient,
     wiring.symmetric_weights,
     wiring.unscaled_input,
+    signal.input_lost,
     signal.contracting_activation,
     signal.weights_too_small,
     signal.weights_too_large,

@@ -59,6 +59,16 @@ def exploding_gradient(profile: Profile) -> Finding | None:
     return _gradient(profile, Cause.EXPLODING_GRADIENT, sign=+1)
 
 
+def input_lost(profile: Profile) -> Finding | None:
+    """From the first layer on all samples are one and the same vector: they have no rank at all."""
+    weighted = [r for r in profile.weighted() if math.isfinite(r.cosine)]
+    same = [r for r in weighted if math.isnan(r.rank) and 1 - r.cosine < _TOLD_APART]
+    if not same or len(same) < len(weighted) or profile.samples < _USUAL_SAMPLES:
+        return None
+    text = "All samples are the same vector from here on: nothing of the input comes through."
+    return _finding(Cause.INPUT_LOST, Severity.ERROR, text, 1.0, 0.0, "cosine", same[:1])
+
+
 def information_collapse(profile: Profile) -> Finding | None:
     """Between the first and the last hidden layer, 1 - cosine falls by more than exp(-6).
 

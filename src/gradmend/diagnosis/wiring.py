@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from gradmend.anatomy import INPUT
 from gradmend.causes import Cause
 from gradmend.console import lines, number
 from gradmend.diagnosis.finding import Finding, Severity
@@ -75,16 +74,16 @@ def symmetric_weights(profile: Profile) -> Finding | None:
 
 
 def unscaled_input(profile: Profile) -> Finding | None:
-    """The input's rms is above 10 or below 0.05, or a column deviates a hundred times the median column.
+    """What the first layer gets has rms above 10 or below 0.05, or a column that drowns the others.
 
-    Columns that hardly vary, such as the pixels at the edge of an image, do no harm; columns that drown all
-    others do, because the learning rate must suit the largest (LeCun et al. 1998). The bounds of the rms
+    A column drowns the others if it deviates a hundred times the median column. Those that hardly vary, such
+    as the pixels at the edge of an image, do no harm; those that drown all others do, because the learning
+    rate must suit the largest (LeCun et al. 1998). The bounds of the rms
     leave room for every usual scaling ([0, 1], [-1, 1], standardized); raw pixels (rms about 100) and raw
     tables are outside. A network that begins by rescaling its input is exempt.
     """
     inputs = profile.inputs
-    readers = profile.anatomy.readers(INPUT)
-    if inputs is None or not any(site.weighted and INPUT in site.direct for site in readers):
+    if inputs is None:
         return None
     low, high = inputs.deviations
     spread = high / low if low > 0 else 1.0
@@ -94,7 +93,7 @@ def unscaled_input(profile: Profile) -> Finding | None:
     sentence = f"The input has mean {number(inputs.mean)} and rms {number(inputs.rms)}"
     if spread > 100:
         sentence += f"; one column deviates by {number(high)}, half of them by {number(low)} or less"
-    readings = [r for r in profile.sites if r.site in readers]
+    readings = profile.weighted()[:1]
     return Finding(
         Cause.UNSCALED_INPUT,
         severity,
