@@ -105,7 +105,7 @@ class Cause(Enum):
     )
     INPUT_LOST = Illness(
         "Nothing of the input comes through: all samples are the same vector from the first layer on.",
-        "All rows of the data are equal, or forward does not use its input, overwrites it, or rounds it away.",
+        "All rows of the data are equal, or forward does not use its input, overwrites it or rounds it away.",
         "Outputs are the same for every sample, and the loss stays at that of guessing.",
         "Look at the first lines of forward, and at a few rows of the data as they reach the model.",
         "wiring",

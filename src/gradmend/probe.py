@@ -340,7 +340,7 @@ def _parameter(
         shape=tuple(parameter.shape),
         rms=rms,
         gradient=gradient if rows[0][3] else None,
-        update_ratio=update / rms if rms and not math.isnan(update) else None,
+        update=_known(update),
         trained=None if held is None else id(parameter) in held,
         frozen=not parameter.requires_grad,
         symmetric=all(row[2] for row in rows),

@@ -87,7 +87,7 @@ class ParameterReading:
     Args:
         rms: root mean square of the values.
         gradient: rms of the gradient; None if the loss does not reach it.
-        update_ratio: rms of the optimizer's next update over `rms`; None without optimizer.
+        update: rms of the optimizer's next update; None without optimizer.
         trained: whether the optimizer holds it; None without optimizer.
         frozen: whether `requires_grad` is off.
         symmetric: whether all its rows are equal and get equal gradients.
@@ -97,10 +97,15 @@ class ParameterReading:
     shape: tuple[int, ...]
     rms: float
     gradient: float | None
-    update_ratio: float | None
+    update: float | None
     trained: bool | None
     frozen: bool
     symmetric: bool
+
+    @property
+    def update_ratio(self) -> float | None:
+        """The next update over the present size; None without optimizer, or if all values are zero."""
+        return self.update / self.rms if self.update is not None and self.rms else None
 
 
 @dataclass(frozen=True)

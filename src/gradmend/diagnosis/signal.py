@@ -184,11 +184,13 @@ def _at_the_input(profile: Profile) -> float:
 
 
 def _keeps_pace(profile: Profile) -> bool:
-    """Whether the optimizer's next step changes the first weights about as much as the last."""
-    ratios = {p.name: p.update_ratio for p in profile.parameters if len(p.shape) > 1}
-    used = [ratios[name] for r in profile.weighted() for name in r.site.parameters if name in ratios]
-    first, last = (used[0], used[-1]) if used else (None, None)
-    return first is not None and last is not None and first > _PACE * last
+    """Whether the optimizer's next step changes the first weights about as much as the last layer.
+
+    Its bias counts too: where the signal dies on its way forward, the last weights stand still as well.
+    """
+    updates = {p.name: p.update for p in profile.parameters if p.update is not None}
+    weighted = [[updates[n] for n in r.site.parameters if n in updates] for r in profile.weighted()]
+    return bool(weighted and weighted[0] and weighted[-1]) and max(weighted[0]) > _PACE * max(weighted[-1])
 
 
 def _weights(profile: Profile, cause: Cause, shrinking: bool) -> Finding | None:
