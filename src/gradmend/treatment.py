@@ -288,17 +288,22 @@ class _Search:
         lowest = min(losses.values(), default=math.inf)
         if not lowest < 0.95 * untreated:
             return ()
-        good = [plan for plan in ranked if losses[plan] <= self.bound(lowest, untreated)]
+        bound = self.bound(min(ranked, key=losses.__getitem__))
+        good = [plan for plan in ranked if losses[plan] <= bound]
         return min(good, key=lambda plan: (cost(plan), [REMEDIES.index(remedy) for remedy in plan]))
 
-    def bound(self, lowest: float, untreated: float) -> float:
-        """The highest final loss that still counts as training about as well as the best."""
-        gain = untreated - lowest if math.isfinite(untreated) else abs(lowest)
-        return lowest + _TOLERANCE * gain
+    def bound(self, plan: Plan) -> float:
+        """The highest final loss that still counts as training about as well as a plan.
+
+        The gain is counted from where training began, or from where it ended untreated if that is lower.
+        """
+        trial, untreated = self.trial(plan, self.budget), self.trial((), self.budget)
+        gain = min(untreated.final_loss, trial.initial_loss) - trial.final_loss
+        return trial.final_loss + _TOLERANCE * max(gain, 0.0)
 
     def without_unnecessary(self, plan: Plan) -> Plan:
         """Take away each remedy without which the setup is as healthy and trains as well."""
-        bound = self.bound(self.trial(plan, self.budget).final_loss, self.trial((), self.budget).final_loss)
+        bound = self.bound(plan)
         for remedy in sorted(plan, key=lambda r: -r.intrusion):
             rest = tuple(r for r in plan if r is not remedy)
             diagnosis = self.look(rest) if rest else None

@@ -91,7 +91,11 @@ def information_collapse(profile: Profile) -> Finding | None:
 
 
 def saturated_units(profile: Profile) -> Finding | None:
-    """More than half of the inputs of a hidden bounded activation lie where its slope is under 1 %."""
+    """More than half of the inputs of a hidden bounded activation lie where its slope is under 1 %.
+
+    An error above 90 %, or where the gradient explodes as well: the two are signs of one illness, and tanh
+    networks with both stay at guessing (10 layers, weights of deviation 1), those with one do learn.
+    """
     flat = [
         r
         for r in profile.sites
@@ -100,7 +104,8 @@ def saturated_units(profile: Profile) -> Finding | None:
     if not flat:
         return None
     worst = max(r.saturation or 0.0 for r in flat)
-    severity = Severity.ERROR if worst > 0.9 else Severity.WARNING
+    both = worst > 0.9 or exploding_gradient(profile) is not None
+    severity = Severity.ERROR if both else Severity.WARNING
     text = f"Up to {worst:.0%} of the values entering an activation lie where it is flat."
     return _finding(Cause.SATURATED_UNITS, severity, text, worst, 0.5, "share at most", flat)
 

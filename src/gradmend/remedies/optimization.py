@@ -18,10 +18,11 @@ from gradmend.errors import SetupError, suggest
 from gradmend.remedies.base import Remedy
 from gradmend.setup import Batch, Budget, OptimizerFactory, Setup
 from gradmend.surgery import Edit
-from gradmend.training import run_trial
+from gradmend.training import Trial, run_trial
 
 _DECADES = range(-7, 3)
-_STEPS = 20
+_STEPS, _ENOUGH = 20, 0.1
+"""Each rate is tried for so many steps; a smaller rate may miss this share of the best fall in loss."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class LearningRate(Remedy):
     """Another learning rate: the one given, or the best of a range, each tried for 20 steps on a copy.
 
     Args:
-        lr: None finds it: the lowest loss among 1e-7, 1e-6, ... 100, then 0.3 and 3 times the best.
+        lr: None finds it: of 1e-7, 1e-6, ... 100, then 0.3 and 3 times the best, the smallest that brings
+            nine tenths of the best fall in loss.
 
     Source: Smith, Cyclical learning rates for training neural networks, 2017,
     https://arxiv.org/abs/1506.01186
@@ -219,13 +221,14 @@ def with_options(setup: Setup, **options: float) -> Setup:
 
 
 def _best_rate(setup: Setup, batches: Sequence[Batch]) -> float:
-    """The rate with the lowest loss after a few steps: by decades, then beside the best."""
+    """The smallest rate that brings nearly the best fall in a few steps: by decades, then between them."""
 
-    def loss(rate: float) -> float:
-        trial = run_trial(with_options(setup.copy(), lr=rate), list(batches), Budget(steps=_STEPS))
-        return float(trial.final_loss)
+    def trial(rate: float) -> Trial:
+        return run_trial(with_options(setup.copy(), lr=rate), list(batches), Budget(steps=_STEPS))
 
-    losses = {rate: loss(rate) for rate in (10.0**k for k in _DECADES)}
-    best = min(losses, key=losses.__getitem__)
-    losses |= {rate: loss(rate) for rate in (float(f"{0.3 * best:.1g}"), float(f"{3 * best:.1g}"))}
-    return min(losses, key=losses.__getitem__)
+    trials = {rate: trial(rate) for rate in (10.0**k for k in _DECADES)}
+    best = min(trials, key=lambda rate: trials[rate].final_loss)
+    trials |= {rate: trial(rate) for rate in (float(f"{0.3 * best:.1g}"), float(f"{3 * best:.1g}"))}
+    lowest, start = min(t.final_loss for t in trials.values()), trials[best].initial_loss
+    enough = lowest + _ENOUGH * max(start - lowest, 0.0)
+    return min(rate for rate, trial in trials.items() if trial.final_loss <= enough)
