@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from rich.console import Console
 
 from gradmend.data import Data, load
@@ -32,7 +33,8 @@ def run(console: Console, *, data: str, depth: int, activation: str, init: str, 
     )
     before = _accuracy(console, made.setup, rows, seed)
     console.rule("2. gradmend check")
-    batches = list(rows.batches(made.batch_size, epochs=1))
+    generator = torch.Generator().manual_seed(seed)
+    batches = list(rows.batches(made.batch_size, generator=generator, epochs=1))
     diagnosis = diagnose(made.setup, batches)
     console.print(diagnosis)
     if diagnosis.healthy:
