@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(BIN)/gradmend demo
 
 test: .venv/ready
-	$(BIN)/pytest --numprocesses=2 $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses=2 --dist=worksteal $(PYTEST_ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff format --check
