@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from gradmend import surgery
 from gradmend.errors import SetupError
-from gradmend.layers import Residual, Standardize, call
+from gradmend.layers import Residual, Standardize, call, definitions
 from gradmend.surgery import Edit
 
 X = torch.linspace(-2, 2, 20).reshape(5, 4)
@@ -69,10 +69,15 @@ INITS: dict[str, Change] = {
 every_edit = pytest.mark.parametrize("change", EDITS.values(), ids=EDITS)
 
 
+def prelude(edits: list[Edit]) -> str:
+    """What the code of the edits needs before it."""
+    return definitions("\n".join(edit.code for edit in edits))
+
+
 def run(edits: list[Edit], model: nn.Module) -> nn.Module:
     """Apply the code of edits to a model."""
     names = {"model": model}
-    exec(surgery.prelude(edits) + "\n".join(edit.code for edit in edits), names)
+    exec(prelude(edits) + "\n".join(edit.code for edit in edits), names)
     return names["model"]
 
 
@@ -111,7 +116,7 @@ def test_code_does_what_the_edit_did(change: Change, training: bool) -> None:
     edit = change(by_edit)
     torch.manual_seed(2)
     assert edit is not None
-    assert "gradmend" not in surgery.prelude([edit]) + edit.code
+    assert "gradmend" not in prelude([edit]) + edit.code
     assert same(by_edit, run([edit], by_code))
     assert not same(by_edit, net().train(training))
 
@@ -125,16 +130,12 @@ def test_code_of_all_edits_together_defines_each_class_once() -> None:
     assert len(edits) == len(changes)
     torch.manual_seed(2)
     assert same(by_edit, run(edits, by_code))
-    assert all(
-        surgery.prelude(edits).count(f"class {name}(") == 1 for name in ("Before", "After", "Residual")
-    )
+    assert all(prelude(edits).count(f"class {name}(") == 1 for name in ("Before", "After", "Residual"))
 
 
 def test_prelude_has_only_what_is_needed() -> None:
-    assert surgery.prelude([Edit("1", 'model.set_submodule("1", nn.ReLU())', "")]) == (
-        "from torch import nn\n"
-    )
-    after = surgery.prelude([Edit("1", "model = After(model, nn.ReLU())", "")])
+    assert prelude([Edit("1", 'model.set_submodule("1", nn.ReLU())', "")]) == ("from torch import nn\n")
+    after = prelude([Edit("1", "model = After(model, nn.ReLU())", "")])
     assert "class After" in after
     assert "partial" not in after
     assert "class Before" not in after

@@ -7,7 +7,7 @@ comes in takes over device, dtype and train mode of what is there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradmend.errors import SetupError, suggest
-from gradmend.layers import After, Before, Residual, call, definitions, load_old_keys, set_weight
+from gradmend.layers import After, Before, Residual, call, load_old_keys, set_weight
 
 _CLOSED = {
     "DataParallel": "Edit `model.module` before wrapping it.",
@@ -35,7 +35,7 @@ class Edit:
 
     Args:
         where: the path of the module, "" for the root.
-        code: torch code that makes the same change to a variable called `model`, after the `prelude`.
+        code: torch code that makes the same change to a variable called `model`, after `layers.definitions`.
         text: the change for people.
 
     >>> replace(nn.Sequential(nn.Sigmoid()), "0", nn.ReLU())
@@ -45,14 +45,6 @@ class Edit:
     where: str
     code: str
     text: str
-
-
-def prelude(edits: Iterable[Edit]) -> str:
-    """The imports and the definitions, each once, that the code of these edits needs.
-
-    >>> exec(prelude([]))
-    """
-    return definitions("\n".join(edit.code for edit in edits))
 
 
 def paths(model: nn.Module, module: nn.Module) -> list[str]:

@@ -24,6 +24,19 @@ from gradmend.recorder import read
 from gradmend.setup import Batch, Setup
 from gradmend.surgery import Edit
 
+SIGNAL = frozenset(
+    {
+        Cause.WEIGHTS_TOO_SMALL,
+        Cause.WEIGHTS_TOO_LARGE,
+        Cause.VANISHING_GRADIENT,
+        Cause.EXPLODING_GRADIENT,
+        Cause.INFORMATION_COLLAPSE,
+        Cause.SATURATED_UNITS,
+        Cause.DEAD_UNITS,
+    }
+)
+"""The causes that show in signals and gradients, and that new weights or normalization may treat."""
+
 SEED = 0
 """Remedies draw from a generator of their own, so that a treatment can be repeated to the last bit."""
 

@@ -21,7 +21,7 @@ from gradmend import surgery
 from gradmend.anatomy import Anatomy, Site
 from gradmend.causes import Cause
 from gradmend.layers import set_weight
-from gradmend.remedies.base import Remedy, weighted_layers
+from gradmend.remedies.base import SIGNAL, Remedy, weighted_layers
 from gradmend.setup import Batch, Setup
 from gradmend.surgery import Edit
 
@@ -33,18 +33,7 @@ _RECTIFIERS = ("relu", "leaky_relu", "prelu", "rrelu", "relu6", "gelu", "silu", 
 class Initialization(Remedy):
     """What all initializations share: where they draw. Each says what it draws."""
 
-    treats: ClassVar[frozenset[Cause]] = frozenset(
-        {
-            Cause.WEIGHTS_TOO_SMALL,
-            Cause.WEIGHTS_TOO_LARGE,
-            Cause.VANISHING_GRADIENT,
-            Cause.EXPLODING_GRADIENT,
-            Cause.INFORMATION_COLLAPSE,
-            Cause.SATURATED_UNITS,
-            Cause.DEAD_UNITS,
-            Cause.SYMMETRIC_WEIGHTS,
-        }
-    )
+    treats: ClassVar[frozenset[Cause]] = SIGNAL | {Cause.SYMMETRIC_WEIGHTS}
     intrusion: ClassVar[int] = 3
 
     @abstractmethod

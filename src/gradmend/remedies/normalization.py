@@ -11,22 +11,11 @@ from torch import nn
 from gradmend import surgery
 from gradmend.anatomy import Anatomy, Site
 from gradmend.causes import Cause
-from gradmend.remedies.base import Remedy, weighted_layers
+from gradmend.remedies.base import SIGNAL, Remedy, weighted_layers
 from gradmend.setup import Batch, Setup
 from gradmend.surgery import Edit
 
-_TREATS = frozenset(
-    {
-        Cause.CONTRACTING_ACTIVATION,
-        Cause.WEIGHTS_TOO_SMALL,
-        Cause.WEIGHTS_TOO_LARGE,
-        Cause.VANISHING_GRADIENT,
-        Cause.EXPLODING_GRADIENT,
-        Cause.INFORMATION_COLLAPSE,
-        Cause.SATURATED_UNITS,
-        Cause.DEAD_UNITS,
-    }
-)
+_TREATS = SIGNAL | {Cause.CONTRACTING_ACTIVATION}
 _INTRUSION = 6
 
 
