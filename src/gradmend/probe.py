@@ -160,11 +160,11 @@ class _Step:
         if not output.is_floating_point() or output.dim() < 2:
             return
         signal, rows = output.detach(), stats.some_samples(output.detach())
-        active = 1 - stats.zero_fraction(rows)
         if site.kind == "activation":
             activity = stats.unit_activity(signal, site.unit_dim)
-            self.silent[site.index] = activity == 0
-            active = activity.mean()
+            self.silent[site.index], active = activity == 0, activity.mean()
+        else:
+            active = 1 - stats.zero_fraction(rows)
         self.forward[site.index] = _forward_statistics(signal, rows, active, saturation)
         if weight is not None and not isinstance(weight, nn.Parameter):  # those are measured anyway
             self.weights[site.index] = stats.norm(weight.detach()).square() / weight.numel()

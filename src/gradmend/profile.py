@@ -37,7 +37,7 @@ class Reading:
         site: where.
         mean: of the output.
         rms: root mean square of the output.
-        zero: share of outputs that are exactly zero.
+        zero: share of outputs that are exactly zero; at sites other than activations, of 32 samples.
         dead: share of units that are zero for every sample of every batch.
         saturation: share of an activation's inputs where its slope is under 1 % of its maximum.
         cosine: mean cosine between the outputs of two samples.
