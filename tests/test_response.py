@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import gradmend as gm
-from gradmend.profile import Response
+from gradmend.readings import Response
 from gradmend.response import respond
 from helpers import ADAM, SGD, assert_same, blobs, plain, setups, trace
 

@@ -22,7 +22,8 @@ from gradmend import stats
 from gradmend.anatomy import Activation, Anatomy, Site
 from gradmend.data import as_batches, check_batch
 from gradmend.errors import BatchError
-from gradmend.profile import InputReading, ParameterReading, Profile, Reading
+from gradmend.profile import Profile
+from gradmend.readings import InputReading, ParameterReading, Reading
 from gradmend.recorder import Recorder, tensors_in
 from gradmend.setup import Batch, Setup, named_parameters, trainable
 from gradmend.updates import updates

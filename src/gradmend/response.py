@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradmend.probe import undisturbed
-from gradmend.profile import Response
+from gradmend.readings import Response
 from gradmend.setup import Batch, Setup
 from gradmend.updates import changes, wants_closure
 

@@ -21,7 +21,8 @@ from gradmend import theory
 from gradmend.anatomy import INPUT
 from gradmend.causes import Cause
 from gradmend.diagnosis.finding import Finding, Severity
-from gradmend.profile import Profile, Reading
+from gradmend.profile import Profile
+from gradmend.readings import Reading
 
 WARN, ALARM = 9.2, 13.8
 """Logarithms of the squared gradient ratio: a hundredfold and a thousandfold in the norm."""

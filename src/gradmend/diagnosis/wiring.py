@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from gradmend.causes import Cause
 from gradmend.console import lines, number
 from gradmend.diagnosis.finding import Finding, Severity
-from gradmend.profile import ParameterReading, Profile, Reading
+from gradmend.profile import Profile
+from gradmend.readings import ParameterReading, Reading
 
 _LOGITS_LOSSES = ("cross_entropy", "binary_cross_entropy_with_logits")
 
