@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 import gradmend as gm
 from gradmend.anatomy import INPUT, Anatomy, Site
-from gradmend.recorder import Recorder, read, remember_lines
+from gradmend.lines import remember_lines
+from gradmend.recorder import Recorder, read
 from helpers import Functional, assert_same, blobs, images, plain, setups, trace
 
 KINDS = list(setups())
@@ -140,11 +141,9 @@ def test_products_and_their_fan_in(forward: Any, fan_in: int) -> None:
 @pytest.mark.parametrize(
     "forward",
     [
-        lambda m, x: x @ x.T,  # no weight
-        lambda m, x: x * 2 + 1,  # a scale and a shift
-        lambda m, x: x * torch.sigmoid(m.w[0]),  # a function of a parameter
-        lambda m, x: torch.cat([x, x]).mean(),
+        lambda m, x: x + 1,  # a shift
         lambda m, x: x.abs().log1p(),
+        lambda m, x: F.dropout(x, training=False),
     ],
 )
 def test_what_is_no_site(forward: Any) -> None:
@@ -157,11 +156,11 @@ def test_what_is_no_site(forward: Any) -> None:
         (lambda m, h: h.view(-1, 2, 4).flatten(1).T.mT.contiguous(), True),
         (lambda m, h: (h + m.b).float().unsqueeze(0).squeeze(0), True),
         (lambda m, h: h.double(), True),
-        (lambda m, h: h * 2, False),
-        (lambda m, h: h - h.mean(), False),
-        (lambda m, h: torch.cat([h, h]), False),
-        (lambda m, h: h.mul_(2), False),
-        (lambda m, h: F.dropout(h, 0.5), False),
+        (lambda m, h: F.dropout(h, 0.5, training=False), True),
+        (lambda m, h: F.pad(h, (1, 1), mode="circular"), True),
+        (lambda m, h: F.pad(h, (1, 1)), False),
+        (lambda m, h: h - h.std(), False),
+        (lambda m, h: h.clamp_(0), False),
         (lambda m, h: _written(h.clone()), False),
     ],
 )
@@ -172,6 +171,42 @@ def test_direct_is_unchanged_but_for_the_shape(forward: Any, direct: bool) -> No
     linear, tanh = sites(run, l=nn.Linear(8, 8), b=nn.Parameter(torch.zeros(8)))
     assert tanh.inputs == (linear.index,)
     assert tanh.direct == ((linear.index,) if direct else ())
+
+
+@pytest.mark.parametrize(
+    ("forward", "kind", "numbers"),
+    [
+        (lambda m, x: x * 2, "scale", {"factor": 2.0}),
+        (lambda m, x: x.div_(4), "scale", {"factor": 0.25}),
+        (lambda m, x: x * torch.full((8,), 3.0), "scale", {"factor": 3.0}),
+        (lambda m, x: x * m.w[0], "scale", {"factor": 1.0}),
+        (lambda m, x: x * x.abs(), "product", {}),
+        (lambda m, x: x @ x.T, "product", {}),
+        (lambda m, x: x - x.abs(), "sum", {}),
+        (lambda m, x: F.dropout(x, 0.3), "dropout", {"p": 0.3}),
+        (lambda m, x: torch.cat([x, x]), "concat", {}),
+        (lambda m, x: x.mean(1), "pool", {}),
+        (lambda m, x: F.layer_norm(x, (8,), eps=1e-3), "normalization", {"eps": 1e-3, "groups": 1}),
+        (
+            lambda m, x: F.conv1d(x[:, None], torch.ones(1, 1, 3), padding=1, stride=2),
+            "convolution",
+            {"kernel": (3,), "stride": (2,), "padding": (1,), "dilation": (1,), "groups": 1},
+        ),
+    ],
+)
+def test_what_a_call_says_of_itself(forward: Any, kind: str, numbers: dict[str, Any]) -> None:
+    (site,) = sites(forward, w=nn.Parameter(torch.ones(8, 8)))
+    assert site.kind == kind
+    assert site.settings == numbers
+
+
+def test_arithmetic_of_a_loss_makes_no_sites() -> None:
+    model = nn.Linear(4, 4)
+    x = torch.randn(2, 4)
+    recorder = Recorder(model)
+    with recorder.watching((x, x)):
+        ((model(x) - x) * 2).square().mean()
+    assert [site.kind for site in recorder.anatomy().sites] == ["linear"]
 
 
 def _written(h: Tensor) -> Tensor:
@@ -185,10 +220,11 @@ def test_branches_and_joins() -> None:
         a += b
         return net.c(torch.cat([a, x], dim=1))
 
-    a, b, relu, add, c = sites(forward, a=nn.Linear(8, 4), b=nn.Linear(8, 4), c=nn.Linear(12, 3))
+    a, b, relu, add, cat, c = sites(forward, a=nn.Linear(8, 4), b=nn.Linear(8, 4), c=nn.Linear(12, 3))
     assert (a.inputs, b.inputs, relu.inputs) == ((INPUT,), (INPUT,), (b.index,))
     assert (add.kind, add.inputs) == ("sum", (a.index, relu.index))
-    assert (c.inputs, c.direct) == ((INPUT, add.index), ())
+    assert (cat.kind, cat.inputs, cat.direct) == ("concat", (INPUT, add.index), (INPUT, add.index))
+    assert (c.inputs, c.direct) == ((cat.index,), (cat.index,))
 
 
 def test_containers_and_shared_layers() -> None:
@@ -284,9 +320,9 @@ def test_layers_of_torch(layer: nn.Module, shape: tuple[int, ...], kind: str, un
 
 def test_channels_stay_units_past_pooling_and_activation() -> None:
     model = nn.Sequential(nn.Conv2d(1, 5, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(125, 3))
-    conv, relu, linear = anatomy(model, images()[0]).sites
-    assert (conv.units, relu.units, linear.units) == (5, 5, 3)
-    assert (relu.inputs, relu.direct) == ((conv.index,), ())
+    conv, pool, relu, linear = anatomy(model, images()[0]).sites
+    assert (conv.units, pool.units, relu.units, linear.units) == (5, 5, 5, 3)
+    assert (pool.inputs, relu.inputs) == ((conv.index,), (pool.index,))
 
 
 def test_embeddings() -> None:
@@ -360,10 +396,10 @@ def test_losses_are_noted_with_what_feeds_them() -> None:
     [
         (lambda m, x: x + torch.relu(m.l(x)), "does not simply follow"),
         (lambda m, x: torch.relu(m.c(x.unsqueeze(1))), "no formula for conv1d"),
-        (lambda m, x: m.l(F.dropout(m.l(x), 0.1)), "does not simply follow"),
+        (lambda m, x: m.l(F.dropout(m.l(x), 0.1)), "no formula for dropout"),
         (lambda m, x: m.l(torch.relu(torch.relu(m.l(x)))), "no formula for relu"),
         (lambda m, x: x.relu(), "no formula for relu"),
-        (lambda m, x: x * 2, "no linear layer"),
+        (lambda m, x: x * 2, "no formula for mul"),
     ],
 )
 def test_stack_says_why_it_is_none(forward: Any, reason: str) -> None:

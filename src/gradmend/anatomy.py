@@ -6,9 +6,9 @@ A *site* is one place where a signal is measured: the call of a torch function, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -26,7 +26,8 @@ class Site:
         index: position in the order of execution.
         name: the module's path, with the function's name where the module itself makes several calls,
             and `#2`, `#3` for later calls of the same place.
-        kind: linear, convolution, embedding, activation, softmax, normalization, recurrent, attention, sum.
+        kind: linear, convolution, embedding, activation, softmax, normalization, recurrent, attention; sum
+            and product (of two signals), scale (by a constant), dropout, pool, concat.
         function: the torch function's name, such as `sigmoid`.
         module: path of the module whose forward made the call.
         line: `file:line` in the user's code, if known.
@@ -37,6 +38,8 @@ class Site:
         fan_in: how many values each unit sums (linear and convolution).
         activation: the elementwise function without in-place effects (activation sites).
         parameters: names of the parameters that it uses.
+        settings: the numbers it was called with. convolution: kernel, stride, padding, dilation (a tuple
+            each) and groups; normalization: eps, groups; dropout: p; scale: factor, the constant's rms.
     """
 
     index: int
@@ -52,6 +55,7 @@ class Site:
     fan_in: int | None = None
     activation: Activation | None = None
     parameters: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def weighted(self) -> bool:
@@ -95,11 +99,11 @@ class Anatomy:
         return [site for site in self.sites if index in site.inputs]
 
     def activation_after(self, site: Site) -> Site | None:
-        """The nonlinearity that follows a weighted site, past normalization; None if there is none."""
+        """The nonlinearity that follows a weighted site, past normalization and the like; None without."""
         for reader in self.readers(site.index):
             if reader.kind == "activation":
                 return reader
-            if reader.kind == "normalization":
+            if reader.kind in ("normalization", "scale", "dropout"):
                 return self.activation_after(reader)
         return None
 

@@ -6,12 +6,12 @@ afterwards what they were, also when forward or backward raises.
 
 from __future__ import annotations
 
+import gc
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradmend import stats
-from gradmend.anatomy import Activation, Anatomy, Site
+from gradmend.anatomy import Site
 from gradmend.data import as_batches, check_batch
 from gradmend.errors import BatchError
+from gradmend.kinds import tensors_in
+from gradmend.ledger import Key, Ledger, Numbers, Pile, real
 from gradmend.profile import Profile
 from gradmend.readings import InputReading, ParameterReading, Reading
-from gradmend.recorder import Recorder, tensors_in
+from gradmend.recorder import Call, Recorder
 from gradmend.setup import Batch, Setup, named_parameters, trainable
 from gradmend.updates import updates
 
@@ -53,19 +55,20 @@ def measure(setup: Setup, batches: Batch | Iterable[Batch]) -> Profile:
     for batch in given:
         check_batch(batch)
     trainable(setup.model)
-    with undisturbed(setup.model):
+    with undisturbed(setup.model), _uncollected():
         optimizer = setup.build_optimizer() if setup.optimizer is not None else None
-        steps = [_Step(setup, batch, optimizer if i == 0 else None).read() for i, batch in enumerate(given)]
+        steps = [_Step(setup, batch, optimizer if i == 0 else None) for i, batch in enumerate(given)]
     return _assemble(setup.model, optimizer, given, steps)
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run a training step inside and leave the model and all random generators as they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-    values = [(tensor, tensor.clone()) for tensor in map(_once, _changed_by_forward(model))]
-    grads = [(p, p.grad) for p in model.parameters()]
+    modules = list(model.modules())
+    modes = [(module, module.training) for module in modules]
+    buffers = [(module._buffers, dict(module._buffers)) for module in modules if module._buffers]
+    values = [(tensor, tensor.clone()) for tensor in map(_once, _changed_by_forward(modules))]
+    grads = [(p, p.grad) for p in _parameters(modules)]
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _gradients_on():
@@ -88,16 +91,33 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def _uncollected() -> Iterator[None]:
+    """Spare Python's collector from walking over thousands of new records, again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@contextmanager
 def _gradients_on() -> Iterator[None]:
     """Record gradients inside, also when the user called within `no_grad` or `inference_mode`."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
-def _changed_by_forward(model: nn.Module) -> Iterator[Tensor]:
+def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    found = (p for module in modules for p in module._parameters.values() if p is not None)
+    return list({id(p): p for p in found}.values())
+
+
+def _changed_by_forward(modules: Sequence[nn.Module]) -> Iterator[Tensor]:
     """Buffers, and the weights of embeddings with `max_norm`, which forward itself shortens."""
-    yield from model.buffers()
-    for module in model.modules():
+    for module in modules:
+        yield from (buffer for buffer in module._buffers.values() if buffer is not None)
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
             yield module.weight
 
@@ -111,181 +131,210 @@ def _once(tensor: Tensor) -> Tensor:
     return tensor
 
 
+_PREPARING = frozenset(("scale", "dropout", "pool"))
+"""Kinds that only prepare the batch for the first layer."""
+
+
 class _Step:
-    """One measured forward and backward pass. Statistics stay on the device until `_fetch`."""
+    """One measured forward and backward pass."""
 
     def __init__(self, setup: Setup, batch: Batch, optimizer: Optimizer | None) -> None:
-        self.forward: dict[int, Tensor] = {}
-        self.weights: dict[int, Tensor] = {}
-        self.silent: dict[int, Tensor] = {}
-        self.gradients: dict[int, Tensor] = {}
-        self.entry: dict[str, Tensor] = {}
-        recorder = Recorder(setup.model, self._before, self._after)
-        with recorder.watching(batch):
+        self._ledger = Ledger()
+        self._signals: dict[object, Pile] = {}
+        self._slopes: dict[object, Pile] = {}
+        self._last: tuple[Site, Tensor, int, Pile] | None = None
+        self._readers: dict[Key, list[tuple[int, tuple[float, float]]]] = {}
+        self._opened = False
+        self._recorder = Recorder(setup.model, self._before, self._after)
+        with self._recorder.watching(batch):
             loss = setup.loss(batch)
-        self.anatomy = recorder.anatomy()
-        gradients = _gradients(setup.model, loss)
-        named = named_parameters(setup.model)
-        self.trained = {name: (p, g) for name, p in named if (g := gradients[name]) is not None}
-        self.parameters = {name: _parameter_statistics(p, gradients[name]) for name, p in named}
-        self.updates = updates(setup, optimizer, gradients) if optimizer is not None else {}
-        self.loss = loss.detach().double()
+        self._last = None
+        _reduce_all(self._signals)
+        self.anatomy = self._recorder.anatomy()
+        parameters = dict(named_parameters(setup.model))
+        gradients = _gradients(parameters, loss)
+        _reduce_all(self._slopes)
+        self._ledger.add("loss", [""], loss.detach()[None])
+        self._add_parameters(parameters, gradients)
+        if optimizer is not None and (found := updates(setup, optimizer, gradients)):
+            self._ledger.add("update", list(found), torch.stack(list(found.values())))
+        self.numbers = self._fetch(parameters, gradients)
 
-    def read(self) -> _Numbers:
-        """Fetch all statistics with one transfer from the device."""
-        groups: dict[str, Mapping[Any, Tensor]] = {
-            "loss": {"loss": self.loss},
-            "forward": _finished(self.forward, self.anatomy, norm=1),
-            "gradient": _finished(self.gradients, self.anatomy, norm=0),
-            "weight": self.weights,
-            "silent": self.silent,
-            "parameter": self.parameters,
-            "update": self.updates,
-            "entry": self.entry,
-        }
-        numbers = _fetch([(group, key, t) for group, items in groups.items() for key, t in items.items()])
-        for name, (parameter, gradient) in self.trained.items():
-            if numbers["parameter", name][2]:  # rare, so the other rows are looked at only now
-                same = stats.rows_equal(parameter.detach()) & stats.rows_equal(gradient)
-                numbers["parameter", name][2] = float(same)
-        return _Numbers(self.anatomy, numbers)
+    def get(self, group: str, key: Key, size: int = 1) -> list[float]:
+        """The numbers, NaN where nothing was measured."""
+        return self.numbers.get((group, key)) or [math.nan] * size
 
-    def _before(self, signal: Tensor, phi: Activation | None) -> Tensor | None:
-        if not signal.is_floating_point():
-            return None
-        if not self.forward and not self.entry and signal.dim() > 1:
-            self.entry = {"entry": _entry_statistics(signal.detach())}
-        return None if phi is None else stats.flat_fraction(signal.detach(), stats.steep_interval(phi))
+    def _before(self, call: Call) -> None:
+        signal = call.signal
+        if not signal.is_floating_point() or signal.dim() < 2:
+            return
+        if not self._opened and call.kind not in _PREPARING:
+            self._opened = True
+            if call.weight is not None:
+                self._ledger.add("entry", [""], _entry_statistics(signal.detach())[None])
+        if call.activation is not None:
+            self._note_steepness(signal, stats.steep_interval(call.activation))
 
-    def _after(self, site: Site, output: Tensor, weight: Tensor | None, saturation: Tensor | None) -> None:
+    def _note_steepness(self, signal: Tensor, steep: tuple[float, float]) -> None:
+        """Saturation is looked for where the input lies: mostly in a pile, as the last site's output."""
+        index = len(self._recorder.sites)
+        if self._last is not None:
+            site, output, version, pile = self._last
+            if output is signal and signal._version == version and site.index in pile:
+                self._readers.setdefault(site.index, []).append((index, steep))
+                return
+        rows = stats.some_samples(real(signal.detach()).flatten(1))
+        self._ledger.add("flat", [index], stats.flat_fraction(rows, steep)[None])
+
+    def _after(self, call: Call, site: Site, output: Tensor) -> None:
+        self._opened = True
         if not output.is_floating_point() or output.dim() < 2:
             return
-        signal, rows = output.detach(), stats.some_samples(output.detach())
-        if site.kind == "activation":
-            activity = stats.unit_activity(signal, site.unit_dim)
-            self.silent[site.index], active = activity == 0, activity.mean()
-        else:
-            active = 1 - stats.zero_fraction(rows)
-        self.forward[site.index] = _forward_statistics(signal, rows, active, saturation)
+        active = call.activation is not None
+        kind = (site.shape, output.dtype, output.device, site.unit_dim if active else None)
+        pile = self._signals.get(kind)
+        if pile is None:
+            reduce = partial(self._reduce_signals, unit_dim=kind[-1])
+            pile = self._signals[kind] = Pile(reduce)
+        pile.add(site.index, output.detach())
+        self._last = (site, output, output._version, pile)
+        weight = call.weight
         if weight is not None and not isinstance(weight, nn.Parameter):  # those are measured anyway
-            self.weights[site.index] = stats.norm(weight.detach()).square() / weight.numel()
+            square = stats.norm(weight.detach()).square() / weight.numel()
+            self._ledger.add("weight", [site.index], square[None])
         if output.requires_grad:
-            output.register_hook(partial(self._backward, site.index))  # type: ignore[no-untyped-call]
+            output.register_hook(partial(self._after_backward, site.index, kind[:-1]))  # type: ignore[no-untyped-call]
 
-    def _backward(self, index: int, gradient: Tensor) -> None:
-        self.gradients[index] = _gradient_statistics(gradient)
+    def _after_backward(self, index: int, kind: object, gradient: Tensor) -> None:
+        pile = self._slopes.get(kind)
+        if pile is None:
+            pile = self._slopes[kind] = Pile(self._reduce_slopes)
+        pile.add(index, gradient.detach())
+
+    def _reduce_signals(self, x: Tensor, keys: Sequence[Key], unit_dim: int | None) -> None:
+        flat = x.flatten(2)
+        self._ledger.add("moments", keys, _moments(flat.flatten(1)))
+        rows = stats.some_samples(flat)
+        self._ledger.add("alignment", keys, torch.stack(stats.alignment(rows), dim=1))
+        if unit_dim is not None:
+            self._ledger.add("zero", keys, stats.zero_fraction(rows))
+            self._ledger.add("silent", keys, stats.silent_units(x, unit_dim))
+        places: dict[tuple[float, float], list[tuple[int, int]]] = {}
+        for place, key in enumerate(keys):
+            for index, steep in self._readers.get(key, ()):
+                places.setdefault(steep, []).append((place, index))
+        for steep, found in places.items():
+            chosen = rows if len(found) == len(rows) else rows[[place for place, _ in found]]
+            self._ledger.add("flat", [index for _, index in found], stats.flat_fraction(chosen, steep))
+
+    def _reduce_slopes(self, g: Tensor, keys: Sequence[Key]) -> None:
+        flat = g.flatten(2)
+        self._ledger.add("gradient", keys, _moments(flat.flatten(1))[:, 1])
+        rows = stats.some_samples(flat)
+        self._ledger.add("gradient zero", keys, stats.zero_fraction(rows))
+        self._ledger.add("gradient cosine", keys, stats.alignment(rows)[0])
+
+    def _add_parameters(self, parameters: dict[str, nn.Parameter], gradients: dict[str, Tensor]) -> None:
+        """Norms of values and gradients, and whether the first two rows begin alike."""
+        values = {name: p.detach() for name, p in parameters.items()}
+        rows = {name: p for name, p in values.items() if p.dim() > 1 and p.shape[0] > 1 and p.numel()}
+        self._ledger.add("value", list(values), _norms(values))
+        self._ledger.add("slope", list(gradients), _norms(gradients))
+        if rows:
+            first = torch.stack([p.as_strided((2,), (p.stride(0),)) for p in rows.values()])
+            self._ledger.add("alike", list(rows), first[:, 0] == first[:, 1])
+
+    def _fetch(self, parameters: dict[str, nn.Parameter], gradients: dict[str, Tensor]) -> Numbers:
+        """All numbers with one transfer from the device; what is rare is looked at again."""
+        numbers = self._ledger.fetch()
+        for name in [name for name in gradients if numbers.get(("alike", name)) == [1.0]]:
+            same = stats.rows_equal(parameters[name].detach()) & stats.rows_equal(gradients[name])
+            numbers["alike", name] = [float(same)]
+        for group, tensors in (("value", parameters), ("slope", gradients)):
+            unsure = {name: x.detach() for name, x in tensors.items() if not _sure(numbers[group, name][0])}
+            if unsure:
+                norms = _norms(unsure, torch.float64).tolist()
+                numbers |= {(group, name): [norm] for name, norm in zip(unsure, norms, strict=True)}
+        return numbers
+
+
+def _reduce_all(piles: dict[object, Pile]) -> None:
+    for pile in piles.values():
+        pile.reduce()
+    piles.clear()
+
+
+def _sure(norm: float) -> bool:
+    """Whether float32 can hold the squares of values of this size, and all that matters beside them."""
+    return 1e-12 < norm < 1e15
+
+
+def _moments(x: Tensor) -> Tensor:
+    """Sum and sum of squares of each row, in float64 where float32 is too small or too coarse for them."""
+    squares = (x[:, None] @ x[..., None]).flatten()
+    on_host = x.device.type == "cpu"  # where a number can be looked at without waiting for the device
+    if x.dtype == torch.float64 or (on_host and all(map(_sure, squares.sqrt().tolist()))):
+        return torch.stack([x.sum(1), squares], dim=1)
+    largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
+    largest = torch.where(largest > 0, largest, 1)
+    x = x / largest
+    moments = torch.stack([x.sum(1), (x[:, None] @ x[..., None]).flatten()], dim=1).double()
+    return moments * largest.double() ** torch.tensor([1, 2], device=x.device)
+
+
+def _norms(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> Tensor:
+    exact = [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in tensors.values()]
+    return torch.stack(torch._foreach_norm(exact, 2, dtype=dtype))
 
 
 def _entry_statistics(x: Tensor) -> Tensor:
     """Of what the first site reads: mean, rms, cosine, spread of its columns, how many are constant."""
-    deviations = x.flatten(1).std(dim=0, unbiased=False)
+    x = real(x)
+    apart = (x - x[:1]).flatten(1)  # so that large means do not drown small deviations
+    variances = apart.square().mean(0) - apart.mean(0).square()
+    deviations = variances.clamp_min_(0).sqrt().double()
     varying = deviations.masked_fill(deviations == 0, torch.nan)
-    largest, constant = deviations.amax(), (deviations == 0).sum()
-    cosine = stats.cosine(*stats.cosine_sums(stats.some_samples(x)))
-    rms = stats.norm(x) / math.sqrt(x.numel())
-    return torch.stack([stats.mean(x), rms, cosine, varying.nanmedian(), largest, constant])
+    cosine = stats.alignment(stats.some_samples(x.flatten(1)))[0]
+    rms, mean = stats.norm(x) / math.sqrt(x.numel()), x.mean(dtype=torch.float64)
+    constant = (deviations == 0).sum()
+    return torch.stack([mean, rms, cosine, varying.nanmedian(), deviations.amax(), constant])
 
 
-def _forward_statistics(x: Tensor, rows: Tensor, active: Tensor, saturation: Tensor | None) -> Tensor:
-    flat = rows.new_full((), torch.nan) if saturation is None else saturation
-    pairs = (*stats.cosine_sums(rows), *stats.rank_sums(rows))
-    return torch.stack([stats.mean(x), stats.norm(x), active, flat, *pairs])
-
-
-def _gradient_statistics(g: Tensor) -> Tensor:
-    return torch.stack([stats.norm(g), stats.zero_fraction(g), *stats.cosine_sums(stats.some_samples(g))])
-
-
-def _finished(rows: dict[int, Tensor], anatomy: Anatomy, norm: int) -> dict[int, Tensor]:
-    """Norms (column `norm`) to mean squares, sums at the end to cosine and rank, for all sites at once.
-
-    Only the forward rows, whose norm is column 1, end with the sums of the rank.
-    """
-    if not rows:
-        return {}
-    columns = list(torch.stack(list(rows.values())).double().unbind(dim=1))
-    sizes = [math.prod(anatomy.sites[index].shape) for index in rows]
-    columns[norm] = columns[norm].square() / columns[norm].new_tensor(sizes)
-    rank = [stats.effective_rank(*columns[-2:])] if norm == 1 else []
-    basic, sums = (columns[:4], columns[4:6]) if norm == 1 else (columns[:2], columns[2:])
-    done = torch.stack([*basic, stats.cosine(*sums), *rank], dim=1)
-    return dict(zip(rows, done, strict=True))
-
-
-def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor | None]:
-    """The parameters' gradients by name, without touching anybody's `.grad`."""
+def _gradients(parameters: dict[str, nn.Parameter], loss: Tensor) -> dict[str, Tensor]:
+    """The gradients of the parameters that the loss reaches, without touching anybody's `.grad`."""
     if not loss.requires_grad:
         raise BatchError(
             "The loss does not depend on any parameter. Something cuts the path between them: `detach()`, "
             "`.item()`, `torch.no_grad()`, or a conversion to numpy or to integers."
         )
-    trainable = [(name, p) for name, p in named_parameters(model) if p.requires_grad]
+    wanted = {name: p for name, p in parameters.items() if p.requires_grad}
     try:
-        gradients = torch.autograd.grad(loss, [p for _, p in trainable], allow_unused=True)
+        gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
     except RuntimeError as error:
         raise BatchError(f"The backward pass failed: {error}") from error
-    found = dict(zip([name for name, _ in trainable], gradients, strict=True))
-    if all(g is None for g in gradients):
+    found = {name: g for name, g in zip(wanted, gradients, strict=True) if g is not None}
+    if not found:
         raise BatchError("The loss reaches none of the model's parameters: is it computed from this model?")
-    dense = {n: g.to_dense() if g is not None and g.is_sparse else g for n, g in found.items()}
-    return {name: dense.get(name) for name, _ in named_parameters(model)}
-
-
-def _parameter_statistics(parameter: Tensor, gradient: Tensor | None) -> Tensor:
-    """Norms of values and gradient; whether the first two rows are equal; whether it is reached."""
-    value = parameter.detach()
-    norm = stats.norm(value)
-    if gradient is None:
-        return torch.stack([norm, *[torch.zeros_like(norm)] * 3])
-    several = value.dim() >= 2 and value.shape[0] > 1
-    equal = stats.rows_equal(value[:2]).double() if several else torch.zeros_like(norm)
-    return torch.stack([norm, stats.norm(gradient), equal, torch.ones_like(norm)])
-
-
-_Key = tuple[str, int | str]
-
-
-class _Numbers:
-    """The statistics of one step on the host: (group, site or parameter) -> values."""
-
-    def __init__(self, anatomy: Anatomy, values: dict[_Key, list[float]]) -> None:
-        self.anatomy = anatomy
-        self.values = values
-
-    def get(self, group: str, key: int | str, size: int = 1) -> list[float]:
-        """The values, NaN where nothing was measured."""
-        return self.values.get((group, key), [math.nan] * size)
-
-
-def _fetch(tensors: Sequence[tuple[str, int | str, Tensor]]) -> dict[_Key, list[float]]:
-    device = tensors[0][2].device
-    flat = torch.cat([t.detach().double().flatten().to(device) for _, _, t in tensors]).tolist()
-    values, start = {}, 0
-    for group, key, tensor in tensors:
-        values[group, key] = flat[start : start + tensor.numel()]
-        start += tensor.numel()
-    return values
+    return {name: g.to_dense() if g.is_sparse else g for name, g in found.items()}
 
 
 def _assemble(
-    model: nn.Module, optimizer: Optimizer | None, batches: Sequence[Batch], steps: Sequence[_Numbers]
+    model: nn.Module, optimizer: Optimizer | None, batches: Sequence[Batch], steps: Sequence[_Step]
 ) -> Profile:
-    """Average the steps that ran through the same sites as the first, and put theory beside them."""
+    """Average the steps that ran through the same sites as the first."""
     anatomy = steps[0].anatomy
     names = [site.name for site in anatomy.sites]
     same = [step for step in steps if [site.name for site in step.anatomy.sites] == names]
     held = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
     parameters = tuple(_parameter(name, p, held, same) for name, p in named_parameters(model))
     named = {reading.name: reading for reading in parameters}
-    readings = [
-        _reading(site, same, named) for site in anatomy.sites if ("forward", site.index) in same[0].values
-    ]
+    measured = [site for site in anatomy.sites if ("moments", site.index) in same[0].numbers]
     return Profile(
         anatomy=anatomy,
-        loss=_average(same, "loss", "loss")[0],
-        sites=tuple(readings),
+        loss=_average(same, "loss", "")[0],
+        sites=tuple(_reading(site, same, named) for site in measured),
         parameters=parameters,
-        inputs=_input_reading(anatomy, steps[0]),
+        inputs=_input_reading(steps[0]),
         samples=sum(_rows(batch) for batch, step in zip(batches, steps, strict=True) if step in same),
     )
 
@@ -294,7 +343,9 @@ def _rows(batch: Batch) -> int:
     return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim() > 0), 0)
 
 
-def _average(steps: Sequence[_Numbers], group: str, key: int | str, size: int = 1) -> list[float]:
+def _average(steps: Sequence[_Step], group: str, key: Key, size: int = 1) -> list[float]:
+    if len(steps) == 1:
+        return steps[0].get(group, key, size)
     rows = [step.get(group, key, size) for step in steps]
     return [sum(column) / len(column) for column in zip(*rows, strict=True)]
 
@@ -303,55 +354,76 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _reading(site: Site, steps: Sequence[_Numbers], parameters: dict[str, ParameterReading]) -> Reading:
-    mean, square, activity, flat, cosine, rank = _average(steps, "forward", site.index, 6)
-    has_gradient = ("gradient", site.index) in steps[0].values
-    gradient = _average(steps, "gradient", site.index, 3) if has_gradient else None
-    silent = [min(column) for column in zip(*(s.get("silent", site.index, 0) for s in steps), strict=True)]
-    (weight,) = _average(steps, "weight", site.index)
-    used = [parameters[name] for name in site.parameters]
-    squares = [p.rms**2 for p in used if len(p.shape) > 1]
-    weight = squares[0] if squares and math.isnan(weight) else weight
+def _reading(site: Site, steps: Sequence[_Step], parameters: dict[str, ParameterReading]) -> Reading:
+    index, size = site.index, math.prod(site.shape)
+    total, square = _average(steps, "moments", index, 2)
+    cosine, rank = _average(steps, "alignment", index, 2)
+    gradient = math.sqrt(_average(steps, "gradient", index)[0] / size)
+    weight, bias = _variances(site, steps, parameters)
     return Reading(
         site=site,
-        mean=mean,
-        rms=math.sqrt(square) if square >= 0 else math.nan,
-        zero=1 - activity,
-        dead=sum(silent) / len(silent) if silent else 0.0,
-        saturation=_known(flat),
+        mean=total / size,
+        rms=math.sqrt(square / size),
+        zero=_known(_average(steps, "zero", index)[0]),
+        dead=_dead(steps, index),
+        saturation=_known(_average(steps, "flat", index)[0]),
         cosine=cosine,
         rank=rank,
-        gradient=math.sqrt(gradient[0]) if gradient else None,
-        gradient_zero=gradient[1] if gradient else None,
-        gradient_cosine=gradient[2] if gradient else None,
-        weight_variance=site.fan_in * weight if site.fan_in and not math.isnan(weight) else None,
-        bias_variance=sum((p.rms**2 for p in used if len(p.shape) == 1), start=0.0),
+        gradient=_reached(steps, index, gradient),
+        gradient_zero=_known(_average(steps, "gradient zero", index)[0]),
+        gradient_cosine=_reached(steps, index, _average(steps, "gradient cosine", index)[0]),
+        weight_variance=weight,
+        bias_variance=bias,
     )
+
+
+def _reached(steps: Sequence[_Step], index: int, value: float) -> float | None:
+    return value if ("gradient", index) in steps[0].numbers else None
+
+
+def _dead(steps: Sequence[_Step], index: int) -> float:
+    """The share of units that are silent in all steps."""
+    silent = [step.numbers.get(("silent", index), []) for step in steps]
+    units = silent[0] if len(steps) == 1 else [min(column) for column in zip(*silent, strict=True)]
+    return sum(units) / len(units) if units else 0.0
+
+
+def _variances(
+    site: Site, steps: Sequence[_Step], parameters: dict[str, ParameterReading]
+) -> tuple[float | None, float]:
+    """Fan-in x mean squared weight, and mean squared bias."""
+    used = [parameters[name] for name in site.parameters]
+    bias = sum((p.rms**2 for p in used if len(p.shape) == 1), start=0.0)
+    if not site.fan_in:
+        return None, bias
+    squares = [p.rms**2 for p in used if len(p.shape) > 1] or _average(steps, "weight", site.index)
+    made = steps[0].numbers.get(("weight", site.index))
+    square = _average(steps, "weight", site.index)[0] if made else squares[0]
+    return (None if math.isnan(square) else site.fan_in * square), bias
 
 
 def _parameter(
-    name: str, parameter: Tensor, held: set[int] | None, steps: Sequence[_Numbers]
+    name: str, parameter: Tensor, held: set[int] | None, steps: Sequence[_Step]
 ) -> ParameterReading:
-    rows = [step.get("parameter", name, 4) for step in steps]
-    (update,) = steps[0].get("update", name)
     root = math.sqrt(parameter.numel() or 1)
-    rms, gradient = rows[0][0] / root, math.hypot(*(row[1] for row in rows)) / math.sqrt(len(rows)) / root
+    slopes = [step.get("slope", name)[0] for step in steps]
+    slope = slopes[0] if len(slopes) == 1 else math.hypot(*slopes) / math.sqrt(len(slopes))
     return ParameterReading(
         name=name,
         shape=tuple(parameter.shape),
-        rms=rms,
-        gradient=gradient if rows[0][3] else None,
-        update=_known(update),
+        rms=steps[0].get("value", name)[0] / root,
+        gradient=_known(slope / root),
+        update=_known(steps[0].get("update", name)[0]),
         trained=None if held is None else id(parameter) in held,
         frozen=not parameter.requires_grad,
-        symmetric=all(row[2] for row in rows),
+        symmetric=all(step.get("alike", name) == [1.0] for step in steps),
     )
 
 
-def _input_reading(anatomy: Anatomy, step: _Numbers) -> InputReading | None:
+def _input_reading(step: _Step) -> InputReading | None:
     """What the first layer gets; None where something else than a layer with weights comes first."""
-    if not anatomy.sites or not anatomy.sites[0].weighted or ("entry", "entry") not in step.values:
+    if ("entry", "") not in step.numbers:
         return None
-    mean, rms, cosine, middle, largest, constant = step.get("entry", "entry")
+    mean, rms, cosine, middle, largest, constant = step.get("entry", "")
     deviations = (0.0 if math.isnan(middle) else middle, largest)
     return InputReading(mean, rms, cosine, deviations, constant=int(constant))

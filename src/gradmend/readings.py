@@ -25,11 +25,11 @@ class Reading:
         site: where.
         mean: of the output.
         rms: root mean square of the output.
-        zero: share of outputs that are exactly zero; at sites other than activations, of 32 samples.
+        zero: share of outputs that are exactly zero, of 32 samples (activation sites).
         dead: share of units that are zero for every sample of every batch.
         saturation: share of an activation's inputs where its slope is under 1 % of its maximum.
         cosine: mean cosine between the outputs of two samples.
-        rank: effective rank of the samples' outputs (participation ratio).
+        rank: effective rank of the samples' directions (participation ratio).
         gradient: rms of the loss's gradient at the output; the loss is a mean over the batch if the
             user's loss is.
         gradient_zero: share of exactly-zero gradient.
@@ -41,7 +41,7 @@ class Reading:
     site: Site
     mean: float
     rms: float
-    zero: float
+    zero: float | None
     dead: float
     saturation: float | None
     cosine: float

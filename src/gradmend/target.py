@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from gradmend.data import Data, as_batches, load
 from gradmend.errors import DataError, SetupError, TargetError, suggest
-from gradmend.recorder import remember_lines
+from gradmend.lines import remember_lines
 from gradmend.setup import Batch, OptimizerFactory, Setup
 from gradmend.zoo import RECIPES, recipe
 

@@ -14,17 +14,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradmend import stats
-from gradmend.setup import Setup, named_parameters
+from gradmend.errors import SetupError
+from gradmend.setup import Setup, copy_attributes, named_parameters
 
 _CHUNK = 1_000_000
 """How many parameter values are stepped at a time, so that the copies stay small."""
 
 
-def updates(setup: Setup, optimizer: Optimizer, gradients: dict[str, Tensor | None]) -> dict[str, Tensor]:
+def updates(setup: Setup, optimizer: Optimizer, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rms of what the optimizer's next step would add to each parameter that it holds.
 
     The step is taken by a copy of the optimizer on copies of the parameters, a chunk at a time. Optimizers
     whose step wants a closure (LBFGS) are left out.
+
+    Raises:
+        SetupError: if the optimizer cannot step with such parameters and gradients.
     """
     if wants_closure(optimizer):
         return {}
@@ -32,15 +36,28 @@ def updates(setup: Setup, optimizer: Optimizer, gradients: dict[str, Tensor | No
     held = [p for group in optimizer.param_groups for p in group["params"] if id(p) in names]
     stand_ins = {id(p): p.detach().requires_grad_() for p in held}
     for p in held:
-        stand_ins[id(p)].grad = gradients[names[id(p)]]
-    if setup.gradient_transform is not None:
-        transform = copy.deepcopy(setup.gradient_transform)
-        transform(cast(list[nn.Parameter], list(stand_ins.values())))
+        gradient = gradients.get(names[id(p)])
+        stand_ins[id(p)].grad = gradient if setup.gradient_transform is None else _own(gradient)
+    if not _transformed(setup, list(stand_ins.values())):
+        return {}
     wanted = {id(p): stand_ins[id(p)].grad for p in held}
     return {
         names[id(p)]: stats.norm(change) / math.sqrt(change.numel())
         for p, change in changes(optimizer, held, wanted)
     }
+
+
+def _transformed(setup: Setup, parameters: list[Tensor]) -> bool:
+    """Run a copy of the gradient transform; False if it refuses gradients that are not finite."""
+    if setup.gradient_transform is None:
+        return True
+    try:
+        copy.deepcopy(setup.gradient_transform)(cast(list[nn.Parameter], parameters))
+    except (RuntimeError, TypeError, ValueError) as error:
+        if not all(p.grad.isfinite().all() for p in parameters if p.grad is not None):
+            return False
+        raise SetupError(f"`gradient_transform` fails on the gradients of this setup: {error}") from error
+    return True
 
 
 def wants_closure(optimizer: Optimizer) -> bool:
@@ -59,8 +76,11 @@ def changes(
 
     Args:
         held: parameters of the optimizer.
-        gradients: by the `id` of the parameter.
+        gradients: by the `id` of the parameter; sparse ones stay sparse, as the optimizer gets them.
         dtype: to compute in; by default the parameters' own, so that what is lost to rounding is lost.
+
+    Raises:
+        SetupError: if the optimizer cannot step with such parameters and gradients.
     """
     for chunk in _chunks(held):
         yield from _changes(optimizer, chunk, gradients, dtype)
@@ -74,16 +94,28 @@ def _changes(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     twins = {id(p): _as(p.detach().clone(), dtype).requires_grad_() for p in chunk}
     for p in chunk:
-        gradient = gradients[id(p)]
+        gradient = _own(gradients[id(p)])
         twins[id(p)].grad = gradient if gradient is None else _as(gradient, dtype)
     copied = copy.copy(optimizer)
+    copy_attributes(optimizer, copied, dict[int, Any](twins))
     copied.state = defaultdict(dict, {twins[id(p)]: _state(optimizer, p, dtype) for p in chunk})
     copied.param_groups = [
         {**group, "params": [twins[id(p)] for p in group["params"] if id(p) in twins]}
         for group in optimizer.param_groups
     ]
-    type(copied).step(copied)
+    _step(copied)
     return ((p, twins[id(p)].detach() - p.detach()) for p in chunk)
+
+
+def _step(optimizer: Optimizer) -> None:
+    """One step past the hooks that the user has on the steps of all optimizers."""
+    step: Any = type(optimizer).step
+    try:
+        (step.__wrapped__ if getattr(step, "hooked", False) else step)(optimizer)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise SetupError(
+            f"A copy of the optimizer {type(optimizer).__name__} cannot step: {error}"
+        ) from error
 
 
 def _state(optimizer: Optimizer, p: Tensor, dtype: torch.dtype | None) -> dict[str, Any]:
@@ -95,6 +127,11 @@ def _state(optimizer: Optimizer, p: Tensor, dtype: torch.dtype | None) -> dict[s
 
 def _as(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _own(gradient: Tensor | None) -> Tensor | None:
+    """A copy that may be written to: autograd hands out one tensor for both of two summed parameters."""
+    return None if gradient is None else gradient.clone()
 
 
 def _chunks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -100,7 +100,7 @@ def saturated_units(profile: Profile) -> Finding | None:
     flat = [
         r
         for r in profile.sites
-        if r.saturation is not None and r.saturation > 0.5 and r.zero < 0.25 and _hidden(profile, r)
+        if r.saturation is not None and r.saturation > 0.5 and (r.zero or 0.0) < 0.25 and _hidden(profile, r)
     ]
     if not flat:
         return None

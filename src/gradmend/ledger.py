@@ -1,0 +1,90 @@
+"""Ledger: numbers of one measured step, kept on their device until all are fetched in one transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Key: TypeAlias = int | str
+Numbers: TypeAlias = dict[tuple[str, Key], list[float]]
+
+_HEIGHT, _SPACE, _SMALL = 16, 2**18, 2**16
+"""A pile is reduced when it holds so many tensors, or so many values; larger tensors are reduced at once."""
+
+
+class Ledger:
+    """Numbers by group and key."""
+
+    def __init__(self) -> None:
+        self._known: Numbers = {}
+        self._waiting: list[tuple[str, Sequence[Key], Tensor]] = []
+
+    def add(self, group: str, keys: Sequence[Key], values: Tensor | Sequence[float]) -> None:
+        """Note values: one row of the tensor for each key, or one key's numbers that are on the host."""
+        if isinstance(values, Tensor):
+            self._waiting.append((group, keys, values.detach()))
+        else:
+            self._known[group, keys[0]] = list(values)
+
+    def fetch(self) -> Numbers:
+        """All numbers, by group and key."""
+        numbers, start = dict(self._known), 0
+        if not self._waiting:
+            return numbers
+        device = self._waiting[0][2].device
+        flat = torch.cat([t.double().flatten().to(device) for _, _, t in self._waiting]).tolist()
+        for group, keys, values in self._waiting:
+            width = values.numel() // len(keys)
+            for key in keys:
+                numbers[group, key] = flat[start : start + width]
+                start += width
+        return numbers
+
+
+class Pile:
+    """Tensors of one shape from several places, reduced together: few operations on much, not many on little.
+
+    Args:
+        reduce: takes a tensor [places, *shape] and the places' keys.
+    """
+
+    def __init__(self, reduce: Callable[[Tensor, Sequence[Key]], None]) -> None:
+        self._reduce = reduce
+        self._keys: list[Key] = []
+        self._space: Tensor | None = None
+        self._slots: Sequence[Tensor] = ()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._keys
+
+    def add(self, key: Key, x: Tensor) -> None:
+        """Keep a copy of a tensor until the pile is high enough; all must be of one shape."""
+        if x.numel() > _SMALL:
+            self._reduce(real(x)[None], (key,))
+            return
+        if self._space is None:
+            height = max(1, min(_HEIGHT, _SPACE // max(1, x.numel())))
+            self._space = torch.empty((height, *x.shape), dtype=_precision(x), device=x.device)
+            self._slots = self._space.unbind(0)
+        elif len(self._keys) == len(self._slots):
+            self.reduce()
+        self._slots[len(self._keys)].copy_(x)
+        self._keys.append(key)
+
+    def reduce(self) -> None:
+        """Reduce what is there."""
+        if self._space is not None and self._keys:
+            self._reduce(self._space[: len(self._keys)], tuple(self._keys))
+            self._keys.clear()
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def real(x: Tensor) -> Tensor:
+    """The same values in float32 or float64, as they follow each other."""
+    return x.to(_precision(x)).contiguous()
