@@ -55,7 +55,7 @@ class Site:
     fan_in: int | None = None
     activation: Activation | None = None
     parameters: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def weighted(self) -> bool:

@@ -22,6 +22,7 @@ from gradmend import stats
 from gradmend.anatomy import Site
 from gradmend.data import as_batches, check_batch
 from gradmend.errors import BatchError
+from gradmend.inside import Inside, attended, drift
 from gradmend.kinds import tensors_in
 from gradmend.ledger import Key, Ledger, Numbers, Pile, real
 from gradmend.profile import Profile
@@ -146,13 +147,15 @@ class _Step:
         self._readers: dict[Key, list[tuple[int, tuple[float, float]]]] = {}
         self._opened = False
         self._recorder = Recorder(setup.model, self._before, self._after)
+        self.inside = Inside(self._ledger, self._recorder.sites)
         with self._recorder.watching(batch):
             loss = setup.loss(batch)
         self._last = None
         _reduce_all(self._signals)
         self.anatomy = self._recorder.anatomy()
         parameters = dict(named_parameters(setup.model))
-        gradients = _gradients(parameters, loss)
+        gradients, others = _gradients(parameters, self.inside.watched, loss)
+        self.inside.after_backward(others)
         _reduce_all(self._slopes)
         self._ledger.add("loss", [""], loss.detach()[None])
         self._add_parameters(parameters, gradients)
@@ -168,6 +171,7 @@ class _Step:
         signal = call.signal
         if not signal.is_floating_point() or signal.dim() < 2:
             return
+        self.inside.before(call)
         if not self._opened and call.kind not in _PREPARING:
             self._opened = True
             if call.weight is not None:
@@ -198,6 +202,7 @@ class _Step:
             pile = self._signals[kind] = Pile(reduce)
         pile.add(site.index, output.detach())
         self._last = (site, output, output._version, pile)
+        self.inside.after(call, site, output)
         weight = call.weight
         if weight is not None and not isinstance(weight, nn.Parameter):  # those are measured anyway
             square = stats.norm(weight.detach()).square() / weight.numel()
@@ -300,8 +305,10 @@ def _entry_statistics(x: Tensor) -> Tensor:
     return torch.stack([mean, rms, cosine, varying.nanmedian(), deviations.amax(), constant])
 
 
-def _gradients(parameters: dict[str, nn.Parameter], loss: Tensor) -> dict[str, Tensor]:
-    """The gradients of the parameters that the loss reaches, without touching anybody's `.grad`."""
+def _gradients(
+    parameters: dict[str, nn.Parameter], others: Sequence[Tensor], loss: Tensor
+) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
+    """The gradients of the parameters that the loss reaches, and of others, without touching any `.grad`."""
     if not loss.requires_grad:
         raise BatchError(
             "The loss does not depend on any parameter. Something cuts the path between them: `detach()`, "
@@ -309,13 +316,14 @@ def _gradients(parameters: dict[str, nn.Parameter], loss: Tensor) -> dict[str, T
         )
     wanted = {name: p for name, p in parameters.items() if p.requires_grad}
     try:
-        gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+        gradients = torch.autograd.grad(loss, [*wanted.values(), *others], allow_unused=True)
     except RuntimeError as error:
         raise BatchError(f"The backward pass failed: {error}") from error
-    found = {name: g for name, g in zip(wanted, gradients, strict=True) if g is not None}
+    found = {name: g for name, g in zip(wanted, gradients, strict=False) if g is not None}
     if not found:
         raise BatchError("The loss reaches none of the model's parameters: is it computed from this model?")
-    return {name: g.to_dense() if g.is_sparse else g for name, g in found.items()}
+    dense = {name: g.to_dense() if g.is_sparse else g for name, g in found.items()}
+    return dense, gradients[len(wanted) :]
 
 
 def _assemble(
@@ -374,6 +382,9 @@ def _reading(site: Site, steps: Sequence[_Step], parameters: dict[str, Parameter
         gradient_cosine=_reached(steps, index, _average(steps, "gradient cosine", index)[0]),
         weight_variance=weight,
         bias_variance=bias,
+        time=steps[0].inside.time(steps[0].numbers, index),
+        attention=attended(steps[0].numbers, index),
+        drift=drift(steps[0].numbers, index),
     )
 
 

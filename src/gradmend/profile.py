@@ -12,10 +12,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradmend.anatomy import Anatomy
+from gradmend.anatomy import INPUT, Anatomy
 from gradmend.console import Printable, bar, number, plain_data
 from gradmend.expected import expect
-from gradmend.readings import Expected, InputReading, ParameterReading, Reading, Response
+from gradmend.readings import Expected, InputReading, ParameterReading, Reading, ResidualReading, Response
 
 ROWS = 20
 """A picture of more sites than this shows some of them, evenly spaced."""
@@ -46,6 +46,24 @@ class Profile(Printable):
     def weighted(self) -> list[Reading]:
         """The readings at the pre-activations, in the order of execution."""
         return [reading for reading in self.sites if reading.site.weighted]
+
+    @property
+    def repeated(self) -> dict[str, tuple[Reading, ...]]:
+        """The readings of places that are called several times, such as a cell in a loop, by their names."""
+        calls: dict[str, list[Reading]] = {}
+        for reading in self.sites:
+            calls.setdefault(reading.site.name.partition("#")[0], []).append(reading)
+        return {name: tuple(found) for name, found in calls.items() if len(found) > 1}
+
+    @property
+    def residuals(self) -> tuple[ResidualReading, ...]:
+        """What each branch adds to its stream, at the sums of two sites."""
+        rms = {reading.site.index: reading.rms for reading in self.sites}
+        if self.inputs is not None:
+            rms[INPUT] = self.inputs.rms
+        sums = [r for r in self.sites if r.site.kind == "sum" and len(r.site.direct) == 2]
+        known = [r for r in sums if all(rms.get(index) for index in r.site.direct)]
+        return tuple(ResidualReading(r.site, r.rms, *(rms[index] for index in r.site.direct)) for r in known)
 
     @property
     def expected(self) -> dict[int, Expected]:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 
 from gradmend.anatomy import Site
+from gradmend.attention import AttentionReading
+from gradmend.recurrence import TimeReading
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,19 @@ class Expected:
     rms: float
     cosine: float
     gradient_norm: float
+
+
+@dataclass(frozen=True)
+class DriftReading:
+    """How far the running statistics of a batch normalization are from those of the measured batch.
+
+    Args:
+        shift: |mean of the batch - running mean| over the running deviation, averaged over channels.
+        ratio: deviation of the batch over the running deviation, geometric mean over channels.
+    """
+
+    shift: float
+    ratio: float
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,9 @@ class Reading:
         gradient_cosine: mean cosine between the gradients of two samples.
         weight_variance: fan-in x mean squared weight (weighted sites).
         bias_variance: mean squared bias (weighted sites).
+        time: what happens along time (recurrent sites; of a cell in a loop every 2nd, 4th, 8th ... call).
+        attention: how sharp it is (attention sites, and the softmax of a product of two signals).
+        drift: running statistics against the batch's (batch normalization in training mode).
     """
 
     site: Site
@@ -51,6 +69,9 @@ class Reading:
     gradient_cosine: float | None = None
     weight_variance: float | None = None
     bias_variance: float | None = None
+    time: TimeReading | None = None
+    attention: AttentionReading | None = None
+    drift: DriftReading | None = None
 
     @property
     def variance(self) -> float:
@@ -66,6 +87,33 @@ class Reading:
     def gradient_norm(self) -> float | None:
         """Norm of the gradient at the output, over all samples and units."""
         return None if self.gradient is None else self.gradient * math.sqrt(math.prod(self.site.shape))
+
+
+@dataclass(frozen=True)
+class ResidualReading:
+    """One sum of a stream and a branch.
+
+    Args:
+        site: the sum.
+        rms: root mean square of the sum.
+        stream: of what comes from further back.
+        branch: of what is added to it.
+    """
+
+    site: Site
+    rms: float
+    stream: float
+    branch: float
+
+    @property
+    def growth(self) -> float:
+        """The rms of the sum over that of the stream before it."""
+        return self.rms / self.stream
+
+    @property
+    def share(self) -> float:
+        """The branch's share of the summed mean squares: 0 if it adds nothing, 1/2 if as much as there is."""
+        return self.branch**2 / (self.branch**2 + self.stream**2)
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,9 @@ class Call:
         name, kind: of the function.
         args, kwargs: of the call; what is put there before it runs is what the function gets.
         signal: what it reads.
+        inputs: the sites that its arguments come from.
         activation: as a function of one tensor.
         weight: the factor of a product that does not come from the batch.
-        note: for whoever measures.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Call:
     weight: Tensor | None = None
     fan_in: int | None = None
     settings: Mapping[str, Any] | None = None
-    note: Any = None
+    inputs: _Sites = _NONE
 
 
 class Recorder(TorchFunctionMode):
@@ -119,6 +119,7 @@ class Recorder(TorchFunctionMode):
         if call is None:
             return self._pass(func, name, args, kwargs)
         inputs, direct = self._trace(given)
+        call.inputs = inputs
         if self._before:
             self._before(call)
         output = func(*call.args, **kwargs)

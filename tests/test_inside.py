@@ -1,0 +1,166 @@
+"""What goes on within recurrent, attention and normalization calls, seen through `measure`."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import gradmend as gm
+from gradmend import attention, recurrence
+
+
+class Tagger(nn.Module):
+    """A recurrent layer and a score from its last step."""
+
+    def __init__(self, layer: nn.Module, width: int) -> None:
+        super().__init__()
+        self.layer, self.out = layer, nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(x)[0][:, -1])
+
+
+def sequences() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(16, 12, 5), torch.randint(3, (16,))
+
+
+def measured(model: nn.Module, batch: Any) -> gm.Profile:
+    return gm.measure(gm.Setup(model, nn.CrossEntropyLoss()), batch)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("behind", [False, True])
+def test_the_gradient_through_time(kind: type[nn.Module], behind: bool) -> None:
+    """Against the gradient of an input that asks for one; also where a layer comes before."""
+    x, y = sequences()
+    layer = kind(5, 8, batch_first=True)
+    model = Tagger(nn.Sequential(nn.Linear(5, 5), layer) if behind else layer, 8)
+    (reading,) = [r for r in measured(model, (x, y)).sites if r.time]
+    inner = model.layer[0](x).detach() if behind else x.clone()
+    inner.requires_grad_()
+    F.cross_entropy(model.out(layer(inner)[0][:, -1]), y).backward()
+    assert inner.grad is not None
+    twin = inner.grad.double().square().mean((0, 2)).sqrt().flip(0).tolist()
+    assert reading.time is not None
+    (points,) = reading.time.gradients
+    assert [step for step, _ in points] == list(range(12))
+    assert [value for _, value in points] == pytest.approx(twin, rel=1e-4)
+    assert reading.time.gradient_factors[0] < 1
+    assert reading.time.paths[0].growth > 0
+
+
+def test_the_input_is_left_as_it_was() -> None:
+    x, y = sequences()
+    measured(Tagger(nn.GRU(5, 8, batch_first=True), 8), (x, y))
+    assert not x.requires_grad
+    assert x.grad is None
+
+
+def test_cells_in_a_loop_are_looked_into_now_and_then() -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.out = nn.GRUCell(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = x.new_zeros(len(x), 8)
+            for step in x.unbind(1):
+                h = self.cell(step, h)
+            return self.out(h)
+
+    profile = measured(Loop(), sequences())
+    assert [r.site.name for r in profile.sites if r.time] == ["cell", "cell#2", "cell#4", "cell#8"]
+    steps = profile.repeated["cell"]
+    assert len(steps) == 12
+    assert recurrence.factor_per_step([(i, r.gradient or 0.0) for i, r in enumerate(steps)]) > 1
+
+
+class ByHand(nn.Module):
+    """Attention written out, and by torch's function."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused, self.qkv, self.out = fused, nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            y = torch.softmax(q @ k.transpose(-2, -1) / 2 + torch.zeros(6, 6), dim=-1) @ v
+        return self.out(y.transpose(1, 2).flatten(2).mean(1))
+
+
+def test_attention_by_hand_is_seen_as_well() -> None:
+    torch.manual_seed(0)
+    batch = torch.randn(4, 6, 8), torch.randint(3, (4,))
+    fused, loose = ByHand(fused=True), ByHand(fused=False)
+    loose.load_state_dict(fused.state_dict())
+    (a,), (b,) = ([r.attention for r in measured(m, batch).sites if r.attention] for m in (fused, loose))
+    assert isinstance(a, attention.AttentionReading)
+    assert a.heads == pytest.approx(b.heads, rel=1e-5)
+    assert a.logit_rms == pytest.approx(b.logit_rms, rel=1e-5)
+
+
+def test_a_softmax_over_classes_is_no_attention() -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.Softmax(-1), nn.Flatten(), nn.Linear(48, 3))
+    assert not any(r.attention for r in measured(model, sequences()).sites)
+
+
+def test_multi_head_attention() -> None:
+    torch.manual_seed(0)
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend, self.out = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.attend(x, x, x)[0].mean(1))
+
+    model, x = Heads(), torch.randn(4, 6, 8)
+    (found,) = [r.attention for r in measured(model, (x, torch.randint(3, (4,)))).sites if r.attention]
+    weights = model.attend(x, x, x, average_attn_weights=False)[1]
+    twin = attention.read(attention.observe_weights(weights).tolist())
+    assert found is not None
+    assert found.heads == pytest.approx(twin.heads, rel=1e-4)
+
+
+def test_running_statistics_against_those_of_the_batch() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(8, momentum=None)
+    model = nn.Sequential(nn.Linear(5, 8), norm, nn.ReLU(), nn.Linear(8, 3))
+    x, y = 3 * torch.randn(64, 5) + 1, torch.randint(3, (64,))
+    before = measured(model, (x, y)).sites[1].drift
+    h = model[0](x).detach()
+    assert before is not None
+    assert before.shift == pytest.approx(h.mean(0).abs().mean().item(), rel=1e-3)  # running: 0 and 1
+    assert before.ratio == pytest.approx(h.std(0, unbiased=False).log().mean().exp().item(), rel=1e-3)
+    model.train()(x)
+    after = measured(model, (x, y)).sites[1].drift
+    assert after is not None
+    assert (after.shift, after.ratio) == pytest.approx((0, 1), abs=0.02)  # the running one is unbiased
+
+
+def test_residual_streams() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.branch(x)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), Block(), Block(), nn.Linear(8, 3))
+    profile = measured(model, (torch.randn(32, 5), torch.randint(3, (32,))))
+    first, second = profile.residuals
+    by_name = {r.site.name: r for r in profile.sites}
+    stream, branch = by_name["0"].rms, by_name["1.branch"].rms
+    assert first.site.name == "1.add"
+    assert first.growth == pytest.approx(by_name["1.add"].rms / stream)
+    assert first.share == pytest.approx(branch**2 / (branch**2 + stream**2))
+    assert second.growth > 0
