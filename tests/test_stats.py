@@ -26,24 +26,29 @@ def pairs_cosine(x: Tensor) -> float:
     return sum(cosines) / len(cosines) if cosines else math.nan
 
 
+def sums(x: Tensor) -> list[float]:
+    found: list[float] = stats.sample_sums(stats.some_samples(x.flatten(1))).tolist()
+    return found
+
+
 @given(tensors)
 def test_norm_and_zeros(x: Tensor) -> None:
     values = x.double().flatten().tolist()
     assert stats.norm(x).item() == pytest.approx(math.sqrt(sum(v * v for v in values)), rel=1e-12)
     zeros = sum(v == 0 for v in values) / len(values)
-    assert stats.zero_fraction(x.flatten(1)).item() == pytest.approx(zeros, abs=1e-6)  # counted in float32
+    assert stats.zeros(sums(x)) == pytest.approx(zeros, abs=1e-6)  # counted in float32
 
 
 @given(tensors, st.sampled_from([1e-30, 1.0, 1e30]))
 def test_cosine_of_samples(x: Tensor, scale: float) -> None:
-    measured = stats.alignment(x.flatten(1) * scale)[0].item()
+    measured = stats.cosine(sums(x * scale))
     assert measured == pytest.approx(pairs_cosine(x), abs=1e-6, nan_ok=True)  # unit vectors in float32
 
 
 @given(st.floats(-11, -1))
 def test_cosine_keeps_its_digits_where_samples_are_all_but_parallel(exponent: float) -> None:
     rows = torch.ones(32, 64) + 10**exponent * torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
-    gap, exact = (1 - stats.alignment(x)[0].item() for x in (rows, rows.double()))
+    gap, exact = (1 - stats.cosine(sums(x)) for x in (rows, rows.double()))
     assert gap == pytest.approx(exact, rel=0.1, abs=1e-14)  # float32's unit vectors are right to 3e-8
 
 
@@ -57,7 +62,7 @@ def test_silent_units(x: Tensor, dim: int) -> None:
 
 
 def rank(x: Tensor) -> float:
-    return stats.alignment(stats.some_samples(x))[1].item()
+    return stats.rank(sums(x))
 
 
 def test_effective_rank_counts_directions() -> None:
@@ -73,7 +78,7 @@ def test_effective_rank_counts_directions() -> None:
 
 def test_squares_do_not_underflow() -> None:
     assert stats.norm(torch.full((4, 4), 1e-30)).item() == pytest.approx(4e-30, rel=1e-5)
-    assert stats.alignment(torch.full((4, 4), 1e-30))[0].item() == pytest.approx(1.0)
+    assert stats.cosine(sums(torch.full((4, 4), 1e-30))) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("values", [3, 1024, 1025, 4096, 49 * 512, 3 * 224 * 224])
@@ -109,7 +114,7 @@ def test_flat_fraction_is_the_share_of_small_slopes() -> None:
     assert flat == pytest.approx(twin, abs=0.005)  # the interval's ends lie on a grid of step 0.01
 
 
-@pytest.mark.parametrize("statistic", [stats.norm, stats.zero_fraction, stats.some_samples])
+@pytest.mark.parametrize("statistic", [stats.norm, stats.sample_sums, stats.some_samples])
 def test_safe_under_vmap(statistic: object) -> None:
     x = torch.randn(3, 6, 4)
     together = torch.func.vmap(statistic)(x)  # type: ignore[arg-type]

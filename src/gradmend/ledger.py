@@ -11,7 +11,7 @@ from torch import Tensor
 Key: TypeAlias = int | str
 Numbers: TypeAlias = dict[tuple[str, Key], list[float]]
 
-_HEIGHT, _SPACE, _SMALL = 16, 2**18, 2**16
+_HEIGHT, _SPACE, _SMALL = 32, 2**18, 2**16
 """A pile is reduced when it holds so many tensors, or so many values; larger tensors are reduced at once."""
 
 

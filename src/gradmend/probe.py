@@ -175,7 +175,9 @@ class _Step:
         if not self._opened and call.kind not in _PREPARING:
             self._opened = True
             if call.weight is not None:
-                self._ledger.add("entry", [""], _entry_statistics(signal.detach())[None])
+                x = real(signal.detach())
+                self._ledger.add("entry", ["spread"], _entry_statistics(x)[None])
+                self._ledger.add("entry", ["sums"], stats.sample_sums(stats.some_samples(x.flatten(1)))[None])
         if call.activation is not None:
             self._note_steepness(signal, stats.steep_interval(call.activation))
 
@@ -220,9 +222,8 @@ class _Step:
         flat = x.flatten(2)
         self._ledger.add("moments", keys, _moments(flat.flatten(1)))
         rows = stats.some_samples(flat)
-        self._ledger.add("alignment", keys, torch.stack(stats.alignment(rows), dim=1))
+        self._ledger.add("signal", keys, stats.sample_sums(rows))
         if unit_dim is not None:
-            self._ledger.add("zero", keys, stats.zero_fraction(rows))
             self._ledger.add("silent", keys, stats.silent_units(x, unit_dim))
         places: dict[tuple[float, float], list[tuple[int, int]]] = {}
         for place, key in enumerate(keys):
@@ -234,10 +235,8 @@ class _Step:
 
     def _reduce_slopes(self, g: Tensor, keys: Sequence[Key]) -> None:
         flat = g.flatten(2)
-        self._ledger.add("gradient", keys, _moments(flat.flatten(1))[:, 1])
-        rows = stats.some_samples(flat)
-        self._ledger.add("gradient zero", keys, stats.zero_fraction(rows))
-        self._ledger.add("gradient cosine", keys, stats.alignment(rows)[0])
+        self._ledger.add("gradient", keys, _moments(flat.flatten(1)))
+        self._ledger.add("slopes", keys, stats.sample_sums(stats.some_samples(flat)))
 
     def _add_parameters(self, parameters: dict[str, nn.Parameter], gradients: dict[str, Tensor]) -> None:
         """Norms of values and gradients, and whether the first two rows begin alike."""
@@ -275,16 +274,15 @@ def _sure(norm: float) -> bool:
 
 
 def _moments(x: Tensor) -> Tensor:
-    """Sum and sum of squares of each row, in float64 where float32 is too small or too coarse for them."""
-    squares = (x[:, None] @ x[..., None]).flatten()
+    """Sum and norm of each row, scaled first where float32 is too small or too coarse for the squares."""
+    norms = torch.linalg.vector_norm(x, dim=1)
     on_host = x.device.type == "cpu"  # where a number can be looked at without waiting for the device
-    if x.dtype == torch.float64 or (on_host and all(map(_sure, squares.sqrt().tolist()))):
-        return torch.stack([x.sum(1), squares], dim=1)
+    if x.dtype == torch.float64 or (on_host and all(map(_sure, norms.tolist()))):
+        return torch.stack([x.sum(1), norms], dim=1)
     largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
     largest = torch.where(largest > 0, largest, 1)
     x = x / largest
-    moments = torch.stack([x.sum(1), (x[:, None] @ x[..., None]).flatten()], dim=1).double()
-    return moments * largest.double() ** torch.tensor([1, 2], device=x.device)
+    return torch.stack([x.sum(1), torch.linalg.vector_norm(x, dim=1)], dim=1).double() * largest
 
 
 def _norms(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> Tensor:
@@ -293,16 +291,14 @@ def _norms(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> Tens
 
 
 def _entry_statistics(x: Tensor) -> Tensor:
-    """Of what the first site reads: mean, rms, cosine, spread of its columns, how many are constant."""
-    x = real(x)
+    """Of what the first site reads: mean, rms, spread of its columns, how many are constant."""
     apart = (x - x[:1]).flatten(1)  # so that large means do not drown small deviations
     variances = apart.square().mean(0) - apart.mean(0).square()
     deviations = variances.clamp_min_(0).sqrt().double()
     varying = deviations.masked_fill(deviations == 0, torch.nan)
-    cosine = stats.alignment(stats.some_samples(x.flatten(1)))[0]
     rms, mean = stats.norm(x) / math.sqrt(x.numel()), x.mean(dtype=torch.float64)
     constant = (deviations == 0).sum()
-    return torch.stack([mean, rms, cosine, varying.nanmedian(), deviations.amax(), constant])
+    return torch.stack([mean, rms, varying.nanmedian(), deviations.amax(), constant])
 
 
 def _gradients(
@@ -352,10 +348,7 @@ def _rows(batch: Batch) -> int:
 
 
 def _average(steps: Sequence[_Step], group: str, key: Key, size: int = 1) -> list[float]:
-    if len(steps) == 1:
-        return steps[0].get(group, key, size)
-    rows = [step.get(group, key, size) for step in steps]
-    return [sum(column) / len(column) for column in zip(*rows, strict=True)]
+    return list(_averages([tuple(step.get(group, key, size)) for step in steps]))
 
 
 def _known(value: float) -> float | None:
@@ -363,33 +356,48 @@ def _known(value: float) -> float | None:
 
 
 def _reading(site: Site, steps: Sequence[_Step], parameters: dict[str, ParameterReading]) -> Reading:
-    index, size = site.index, math.prod(site.shape)
-    total, square = _average(steps, "moments", index, 2)
-    cosine, rank = _average(steps, "alignment", index, 2)
-    gradient = math.sqrt(_average(steps, "gradient", index)[0] / size)
+    index, first = site.index, steps[0]
+    signal = _averages([_of_signal(step.numbers, site) for step in steps])
+    reached = ("gradient", index) in first.numbers
+    slope = _averages([_of_gradient(step.numbers, site) for step in steps]) if reached else (None, None, None)
     weight, bias = _variances(site, steps, parameters)
     return Reading(
         site=site,
-        mean=total / size,
-        rms=math.sqrt(square / size),
-        zero=_known(_average(steps, "zero", index)[0]),
+        mean=signal[0],
+        rms=math.sqrt(signal[1]),
+        zero=signal[2] if site.kind == "activation" else None,
         dead=_dead(steps, index),
         saturation=_known(_average(steps, "flat", index)[0]),
-        cosine=cosine,
-        rank=rank,
-        gradient=_reached(steps, index, gradient),
-        gradient_zero=_known(_average(steps, "gradient zero", index)[0]),
-        gradient_cosine=_reached(steps, index, _average(steps, "gradient cosine", index)[0]),
+        cosine=signal[3],
+        rank=signal[4],
+        gradient=None if slope[0] is None else math.sqrt(slope[0]),
+        gradient_zero=slope[1],
+        gradient_cosine=slope[2],
         weight_variance=weight,
         bias_variance=bias,
-        time=steps[0].inside.time(steps[0].numbers, index),
-        attention=attended(steps[0].numbers, index),
-        drift=drift(steps[0].numbers, index),
+        time=first.inside.time(first.numbers, index),
+        attention=attended(first.numbers, index),
+        drift=drift(first.numbers, index),
     )
 
 
-def _reached(steps: Sequence[_Step], index: int, value: float) -> float | None:
-    return value if ("gradient", index) in steps[0].numbers else None
+def _of_signal(numbers: Numbers, site: Site) -> tuple[float, ...]:
+    """Mean, mean square, share of zeros, cosine, rank."""
+    size, sums = math.prod(site.shape), numbers["signal", site.index]
+    total, norm = numbers["moments", site.index]
+    return total / size, norm**2 / size, stats.zeros(sums), stats.cosine(sums), stats.rank(sums)
+
+
+def _of_gradient(numbers: Numbers, site: Site) -> tuple[float, ...]:
+    """Mean square, share of zeros, cosine."""
+    sums, norm = numbers["slopes", site.index], numbers["gradient", site.index][1]
+    return norm**2 / math.prod(site.shape), stats.zeros(sums), stats.cosine(sums)
+
+
+def _averages(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    if len(rows) == 1:
+        return rows[0]
+    return tuple(sum(column) / len(column) for column in zip(*rows, strict=True))
 
 
 def _dead(steps: Sequence[_Step], index: int) -> float:
@@ -433,8 +441,9 @@ def _parameter(
 
 def _input_reading(step: _Step) -> InputReading | None:
     """What the first layer gets; None where something else than a layer with weights comes first."""
-    if ("entry", "") not in step.numbers:
+    if ("entry", "spread") not in step.numbers:
         return None
-    mean, rms, cosine, middle, largest, constant = step.get("entry", "")
+    mean, rms, middle, largest, constant = step.get("entry", "spread")
     deviations = (0.0 if math.isnan(middle) else middle, largest)
+    cosine = stats.cosine(step.get("entry", "sums"))
     return InputReading(mean, rms, cosine, deviations, constant=int(constant))

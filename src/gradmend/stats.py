@@ -6,7 +6,7 @@ Shapes: `rows` are samples of a signal, `b` of them with `n` values each, of any
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -62,15 +62,6 @@ def _places(samples: int, device: torch.device) -> Tensor:
         return torch.randperm(samples, generator=generator)[:SAMPLES].to(device)
 
 
-def zero_fraction(rows: Rows) -> Float[Tensor, "*sites"]:
-    """The share of values that are exactly zero.
-
-    >>> zero_fraction(torch.tensor([[0.0, 2.0]])).item()
-    0.5
-    """
-    return torch.rsub(rows.sign().abs_().mean((-2, -1)), 1)
-
-
 def flat_fraction(rows: Rows, steep: tuple[float, float]) -> Float[Tensor, "*sites"]:
     """Saturation: the share of inputs of an activation outside the interval where it is steep.
 
@@ -101,35 +92,69 @@ def silent_units(x: Float[Tensor, "sites B ..."], unit_dim: int) -> Bool[Tensor,
     return ((high == 0) & (low == 0)).flatten(1)
 
 
-def alignment(rows: Rows) -> tuple[Float64[Tensor, "*sites"], Float64[Tensor, "*sites"]]:
-    """The mean cosine over all pairs of samples, and the effective rank of their directions.
+def sample_sums(rows: Rows) -> Float[Tensor, "*sites 6"]:
+    """Sums over samples that `zeros`, `cosine` and `rank` are computed from.
 
-    cosine: 1 if all are parallel; NaN without two samples that are not zero. 1 - cosine is half the squared
-    distance of two unit vectors, and distances keep their digits where samples are all but parallel: it is
-    right down to about 1e-14 in float32.
-
-    effective rank: (sum of eigenvalues)^2 / sum of squared eigenvalues of the unit vectors' covariance, which
-    lies between 1 and min(b - 1, n) and needs no decomposition; NaN if all are equal. Source: Roy, Vetterli,
-    The effective rank, 2007, https://ieeexplore.ieee.org/document/7098875 (who take the exponential of the
-    entropy in place of the second moment).
-
-    >>> cosine, rank = alignment(torch.eye(4))
-    >>> round(cosine.item(), 5), round(rank.item(), 5)
-    (0.0, 3.0)
+    The share of values that are not zero; how many samples are not; then, of the Gram matrix of differences
+    between their directions (unit vectors) and the first one's: trace, sum, norm of the row sums, norm.
+    Differences keep their digits where samples are all but parallel.
     """
-    largest = torch.maximum(rows.amax(-1, keepdim=True), -rows.amin(-1, keepdim=True))
-    real = largest > 0
-    units = rows / torch.where(real, largest, 1)  # so that no square is too small or too large
-    units = units / torch.linalg.vector_norm(units, dim=-1, keepdim=True).clamp_min(0.5)
-    apart = units - units[..., :1, :]
-    gram = (apart @ apart.mT).double()
-    pairs = gram * (real & real.mT)
-    count = real.double().sum((-2, -1))
-    spread = count * pairs.diagonal(dim1=-2, dim2=-1).sum(-1) - pairs.sum((-2, -1))
-    cosine = torch.where(count > 1.5, 1 - spread / (count * (count - 1)), torch.nan)
-    gram = gram - gram.mean(-1, keepdim=True)
-    gram = gram - gram.mean(-2, keepdim=True)
-    return cosine, gram.diagonal(dim1=-2, dim2=-1).sum(-1).square() / gram.square().sum((-2, -1))
+    sizes = rows.abs()
+    largest = sizes.amax(-1, keepdim=True)
+    units = rows / largest.clamp_min(_TINY)  # so that no square is too small or too large
+    units.div_(torch.linalg.vector_norm(units, dim=-1, keepdim=True).clamp_min_(0.5))
+    real = (largest > 0).to(rows.dtype)
+    apart = (units - units[..., :1, :]).mul_(real)
+    gram = apart @ apart.mT
+    columns = gram.sum(-1)
+    sums = (
+        sizes.sign_().mean((-2, -1)),
+        real.sum((-2, -1)),
+        gram.diagonal(dim1=-2, dim2=-1).sum(-1),
+        columns.sum(-1),
+        torch.linalg.vector_norm(columns, dim=-1),
+        torch.linalg.vector_norm(gram, dim=(-2, -1)),
+    )
+    return torch.stack(sums, dim=-1)
+
+
+def zeros(sums: Sequence[float]) -> float:
+    """The share of values that are exactly zero.
+
+    >>> zeros(sample_sums(torch.tensor([[0.0, 2.0]])).tolist())
+    0.5
+    """
+    return 1.0 - sums[0]
+
+
+def cosine(sums: Sequence[float]) -> float:
+    """The mean cosine over all pairs of samples that are not zero: 1 if all are parallel; NaN without two.
+
+    1 - cosine is half the squared distance of two unit vectors: right down to about 1e-14 in float32.
+
+    >>> cosine(sample_sums(torch.tensor([[1.0, 0.0], [0.0, 2.0]])).tolist())
+    0.0
+    """
+    _, count, trace, total, _, _ = sums
+    return 1 - (count * trace - total) / (count * (count - 1)) if count > 1 else math.nan
+
+
+def rank(sums: Sequence[float]) -> float:
+    """The effective rank of the directions of all samples that are not zero.
+
+    (sum of eigenvalues)^2 / sum of squared eigenvalues of their covariance, which lies between 1 and
+    min(b - 1, n) and needs no decomposition; NaN if all are equal. Source: Roy, Vetterli, The effective rank,
+    2007, https://ieeexplore.ieee.org/document/7098875 (who take the exponential of the entropy in place of
+    the second moment).
+
+    >>> round(rank(sample_sums(torch.eye(4)).tolist()), 5)
+    3.0
+    """
+    _, count, trace, total, columns, norm = sums
+    if count < 2:
+        return math.nan
+    squares = norm**2 - 2 * columns**2 / count + (total / count) ** 2
+    return (trace - total / count) ** 2 / squares if squares > 0 else math.nan
 
 
 def rows_equal(x: Shaped[Tensor, "units ..."]) -> Bool[Tensor, ""]:
