@@ -164,3 +164,18 @@ def test_residual_streams() -> None:
     assert first.growth == pytest.approx(by_name["1.add"].rms / stream)
     assert first.share == pytest.approx(branch**2 / (branch**2 + stream**2))
     assert second.growth > 0
+
+
+def test_what_prepares_the_batch_is_not_the_first_layer() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.dropout(x / 255, 0.0))
+
+    x = 255 * torch.rand(32, 5)
+    inputs = measured(Scaled(), (x, torch.randint(3, (32,)))).inputs
+    assert inputs is not None
+    assert inputs.rms == pytest.approx((x / 255).square().mean().sqrt().item(), rel=1e-5)

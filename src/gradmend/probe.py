@@ -132,6 +132,7 @@ def _once(tensor: Tensor) -> Tensor:
     return tensor
 
 
+_NOTHING = [math.nan]
 _PREPARING = frozenset(("scale", "dropout", "pool"))
 """Kinds that only prepare the batch for the first layer."""
 
@@ -163,10 +164,6 @@ class _Step:
             self._ledger.add("update", list(found), torch.stack(list(found.values())))
         self.numbers = self._fetch(parameters, gradients)
 
-    def get(self, group: str, key: Key, size: int = 1) -> list[float]:
-        """The numbers, NaN where nothing was measured."""
-        return self.numbers.get((group, key)) or [math.nan] * size
-
     def _before(self, call: Call) -> None:
         signal = call.signal
         if not signal.is_floating_point() or signal.dim() < 2:
@@ -193,7 +190,7 @@ class _Step:
         self._ledger.add("flat", [index], stats.flat_fraction(rows, steep)[None])
 
     def _after(self, call: Call, site: Site, output: Tensor) -> None:
-        self._opened = True
+        self._opened = self._opened or call.kind not in _PREPARING
         if not output.is_floating_point() or output.dim() < 2:
             return
         active = call.activation is not None
@@ -335,7 +332,7 @@ def _assemble(
     measured = [site for site in anatomy.sites if ("moments", site.index) in same[0].numbers]
     return Profile(
         anatomy=anatomy,
-        loss=_average(same, "loss", "")[0],
+        loss=_average(same, "loss", ""),
         sites=tuple(_reading(site, same, named) for site in measured),
         parameters=parameters,
         inputs=_input_reading(steps[0]),
@@ -347,8 +344,10 @@ def _rows(batch: Batch) -> int:
     return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim() > 0), 0)
 
 
-def _average(steps: Sequence[_Step], group: str, key: Key, size: int = 1) -> list[float]:
-    return list(_averages([tuple(step.get(group, key, size)) for step in steps]))
+def _average(steps: Sequence[_Step], group: str, key: Key) -> float:
+    """NaN where nothing was measured."""
+    found = [step.numbers.get((group, key), _NOTHING)[0] for step in steps]
+    return found[0] if len(found) == 1 else sum(found) / len(found)
 
 
 def _known(value: float) -> float | None:
@@ -367,7 +366,7 @@ def _reading(site: Site, steps: Sequence[_Step], parameters: dict[str, Parameter
         rms=math.sqrt(signal[1]),
         zero=signal[2] if site.kind == "activation" else None,
         dead=_dead(steps, index),
-        saturation=_known(_average(steps, "flat", index)[0]),
+        saturation=_known(_average(steps, "flat", index)),
         cosine=signal[3],
         rank=signal[4],
         gradient=None if slope[0] is None else math.sqrt(slope[0]),
@@ -415,27 +414,27 @@ def _variances(
     bias = sum((p.rms**2 for p in used if len(p.shape) == 1), start=0.0)
     if not site.fan_in:
         return None, bias
-    squares = [p.rms**2 for p in used if len(p.shape) > 1] or _average(steps, "weight", site.index)
-    made = steps[0].numbers.get(("weight", site.index))
-    square = _average(steps, "weight", site.index)[0] if made else squares[0]
+    square = _average(steps, "weight", site.index)
+    if math.isnan(square):
+        square = next((p.rms**2 for p in used if len(p.shape) > 1), math.nan)
     return (None if math.isnan(square) else site.fan_in * square), bias
 
 
 def _parameter(
     name: str, parameter: Tensor, held: set[int] | None, steps: Sequence[_Step]
 ) -> ParameterReading:
-    root = math.sqrt(parameter.numel() or 1)
-    slopes = [step.get("slope", name)[0] for step in steps]
+    numbers, size = steps[0].numbers, math.sqrt(parameter.numel() or 1)
+    slopes = [step.numbers.get(("slope", name), _NOTHING)[0] for step in steps]
     slope = slopes[0] if len(slopes) == 1 else math.hypot(*slopes) / math.sqrt(len(slopes))
     return ParameterReading(
         name=name,
         shape=tuple(parameter.shape),
-        rms=steps[0].get("value", name)[0] / root,
-        gradient=_known(slope / root),
-        update=_known(steps[0].get("update", name)[0]),
+        rms=numbers["value", name][0] / size,
+        gradient=_known(slope / size),
+        update=_known(numbers.get(("update", name), _NOTHING)[0]),
         trained=None if held is None else id(parameter) in held,
         frozen=not parameter.requires_grad,
-        symmetric=all(step.get("alike", name) == [1.0] for step in steps),
+        symmetric=all(step.numbers.get(("alike", name)) == [1.0] for step in steps),
     )
 
 
@@ -443,7 +442,7 @@ def _input_reading(step: _Step) -> InputReading | None:
     """What the first layer gets; None where something else than a layer with weights comes first."""
     if ("entry", "spread") not in step.numbers:
         return None
-    mean, rms, middle, largest, constant = step.get("entry", "spread")
+    mean, rms, middle, largest, constant = step.numbers["entry", "spread"]
     deviations = (0.0 if math.isnan(middle) else middle, largest)
-    cosine = stats.cosine(step.get("entry", "sums"))
+    cosine = stats.cosine(step.numbers["entry", "sums"])
     return InputReading(mean, rms, cosine, deviations, constant=int(constant))
