@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import gradmend as gm
 from gradmend import stats
-from gradmend.probe import undisturbed
+from gradmend.harmless import undisturbed
 from gradmend.readings import Reading
 from gradmend.theory import finite_width_deviation
 from helpers import ADAM, SGD, Functional, assert_same, blobs, plain, setups, trace

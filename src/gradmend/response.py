@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradmend.probe import undisturbed
+from gradmend.harmless import undisturbed
 from gradmend.readings import Response
 from gradmend.setup import Batch, Setup
 from gradmend.updates import changes, wants_closure

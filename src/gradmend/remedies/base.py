@@ -19,7 +19,7 @@ from gradmend.causes import Cause
 from gradmend.console import Printable
 from gradmend.data import as_batches
 from gradmend.errors import BatchError, NoEffectWarning, SetupError
-from gradmend.probe import undisturbed
+from gradmend.harmless import undisturbed
 from gradmend.recorder import read
 from gradmend.setup import Batch, Setup
 from gradmend.surgery import Edit
