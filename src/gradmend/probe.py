@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ def measure(setup: Setup, batches: Batch | Iterable[Batch]) -> Profile:
         return _assemble(setup.model, optimizer, given, steps)
 
 
-_NOTHING = [math.nan]
+_NOTHING, _UNREACHED = [math.nan], (math.nan,) * 3
 _PREPARING = frozenset(("scale", "dropout", "pool"))
 """Kinds that only prepare the batch for the first layer."""
 
@@ -122,11 +123,11 @@ class _Step:
         if not output.is_floating_point() or output.dim() < 2:
             return
         active = call.activation is not None
-        kind = (site.shape, output.dtype, output.device, site.unit_dim if active else None)
+        kind = (site.shape, output.dtype, output.device, active, site.unit_dim)
         pile = self._signals.get(kind)
         if pile is None:
-            reduce = partial(self._reduce_signals, unit_dim=kind[-1])
-            pile = self._signals[kind] = Pile(reduce)
+            look = partial(self._look_at_output, site.unit_dim) if active else self._look
+            pile = self._signals[kind] = Pile(look)
         pile.add(site.index, output.detach())
         self._last = (site, output, output._version, pile)
         self.inside.after(call, site, output)
@@ -137,19 +138,19 @@ class _Step:
         if output.requires_grad:
             output.register_hook(partial(self._after_backward, site.index, kind[:-1]))  # type: ignore[no-untyped-call]
 
-    def _after_backward(self, index: int, kind: object, gradient: Tensor) -> None:
+    def _after_backward(self, index: int, kind: tuple[Any, ...], gradient: Tensor) -> None:
         pile = self._slopes.get(kind)
         if pile is None:
-            pile = self._slopes[kind] = Pile(self._reduce_slopes)
+            active = kind[-1]
+            pile = self._slopes[kind] = Pile(self._look_at_size if active else self._look_at_slope)
         pile.add(index, gradient.detach())
 
-    def _reduce_signals(self, x: Tensor, keys: Sequence[Key], unit_dim: int | None) -> None:
+    def _look(self, x: Tensor, keys: Sequence[Key]) -> None:
+        """Signals, and how flat the activations are that read them."""
         flat = x.flatten(2)
         self._ledger.add("moments", keys, _moments(flat.flatten(1)))
         rows = stats.some_samples(flat)
         self._ledger.add("signal", keys, stats.sample_sums(rows))
-        if unit_dim is not None:
-            self._ledger.add("silent", keys, stats.silent_units(x, unit_dim))
         places: dict[tuple[float, float], list[tuple[int, int]]] = {}
         for place, key in enumerate(keys):
             for index, steep in self._readers.get(key, ()):
@@ -158,10 +159,19 @@ class _Step:
             chosen = rows if len(found) == len(rows) else rows[[place for place, _ in found]]
             self._ledger.add("flat", [index for _, index in found], stats.flat_fraction(chosen, steep))
 
-    def _reduce_slopes(self, g: Tensor, keys: Sequence[Key]) -> None:
-        flat = g.flatten(2)
-        self._ledger.add("gradient", keys, _moments(flat.flatten(1)))
-        self._ledger.add("slopes", keys, stats.sample_sums(stats.some_samples(flat)))
+    def _look_at_output(self, unit_dim: int, x: Tensor, keys: Sequence[Key]) -> None:
+        """Outputs of activations: cosine and rank are known of their inputs."""
+        flat = x.flatten(2)
+        self._ledger.add("moments", keys, _moments(flat.flatten(1)))
+        self._ledger.add("nonzero", keys, stats.nonzero_share(stats.some_samples(flat)))
+        self._ledger.add("silent", keys, stats.silent_units(x, unit_dim))
+
+    def _look_at_slope(self, g: Tensor, keys: Sequence[Key]) -> None:
+        self._look_at_size(g, keys)
+        self._ledger.add("slopes", keys, stats.sample_sums(stats.some_samples(g.flatten(2))))
+
+    def _look_at_size(self, g: Tensor, keys: Sequence[Key]) -> None:
+        self._ledger.add("gradient", keys, _moments(g.flatten(1)))
 
     def _add_parameters(self, parameters: dict[str, nn.Parameter], gradients: dict[str, Tensor]) -> None:
         """Norms of values and gradients, and whether the first two rows begin alike."""
@@ -284,22 +294,22 @@ def _known(value: float) -> float | None:
 
 def _reading(site: Site, steps: Sequence[_Step], parameters: dict[str, ParameterReading]) -> Reading:
     index, first = site.index, steps[0]
-    signal = _averages([_of_signal(step.numbers, site) for step in steps])
+    mean, square, zero, cosine, rank = _averages([_of_signal(step.numbers, site) for step in steps])
     reached = ("gradient", index) in first.numbers
-    slope = _averages([_of_gradient(step.numbers, site) for step in steps]) if reached else (None, None, None)
+    slope = _averages([_of_gradient(step.numbers, site) for step in steps]) if reached else _UNREACHED
     weight, bias = _variances(site, steps, parameters)
     return Reading(
         site=site,
-        mean=signal[0],
-        rms=math.sqrt(signal[1]),
-        zero=signal[2] if site.kind == "activation" else None,
+        mean=mean,
+        rms=math.sqrt(square),
+        zero=_known(zero),
         dead=_dead(steps, index),
         saturation=_known(_average(steps, "flat", index)),
-        cosine=signal[3],
-        rank=signal[4],
-        gradient=None if slope[0] is None else math.sqrt(slope[0]),
-        gradient_zero=slope[1],
-        gradient_cosine=slope[2],
+        cosine=cosine,
+        rank=rank,
+        gradient=math.sqrt(slope[0]) if reached else None,
+        gradient_zero=_known(slope[1]),
+        gradient_cosine=slope[2] if ("slopes", index) in first.numbers else None,
         weight_variance=weight,
         bias_variance=bias,
         time=first.inside.time(first.numbers, index),
@@ -309,16 +319,20 @@ def _reading(site: Site, steps: Sequence[_Step], parameters: dict[str, Parameter
 
 
 def _of_signal(numbers: Numbers, site: Site) -> tuple[float, ...]:
-    """Mean, mean square, share of zeros, cosine, rank."""
-    size, sums = math.prod(site.shape), numbers["signal", site.index]
+    """Mean, mean square, share of zeros (activations), cosine, rank (other sites)."""
+    size = math.prod(site.shape)
     total, norm = numbers["moments", site.index]
-    return total / size, norm**2 / size, stats.zeros(sums), stats.cosine(sums), stats.rank(sums)
+    if site.activation is not None:
+        return total / size, norm**2 / size, 1 - numbers["nonzero", site.index][0], math.nan, math.nan
+    sums = numbers["signal", site.index]
+    return total / size, norm**2 / size, math.nan, stats.cosine(sums), stats.rank(sums)
 
 
 def _of_gradient(numbers: Numbers, site: Site) -> tuple[float, ...]:
-    """Mean square, share of zeros, cosine."""
-    sums, norm = numbers["slopes", site.index], numbers["gradient", site.index][1]
-    return norm**2 / math.prod(site.shape), stats.zeros(sums), stats.cosine(sums)
+    """Mean square; share of zeros and cosine, where it was sampled."""
+    sums, norm = numbers.get(("slopes", site.index)), numbers["gradient", site.index][1]
+    shares = (stats.zeros(sums), stats.cosine(sums)) if sums else (math.nan, math.nan)
+    return norm**2 / math.prod(site.shape), *shares
 
 
 def _averages(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:

@@ -40,15 +40,16 @@ class Reading:
         site: where.
         mean: of the output.
         rms: root mean square of the output.
-        zero: share of outputs that are exactly zero, of 32 samples (activation sites).
+        zero: share of outputs that are exactly zero, of 16 samples (activations).
         dead: share of units that are zero for every sample of every batch.
         saturation: share of an activation's inputs where its slope is under 1 % of its maximum.
-        cosine: mean cosine between the outputs of two samples.
-        rank: effective rank of the samples' directions (participation ratio).
+        cosine: mean cosine between the outputs of two samples, of 16; NaN at activations, for their inputs
+            have one.
+        rank: effective rank of these samples' directions (participation ratio); NaN at activations.
         gradient: rms of the loss's gradient at the output; the loss is a mean over the batch if the
             user's loss is.
-        gradient_zero: share of exactly-zero gradient.
-        gradient_cosine: mean cosine between the gradients of two samples.
+        gradient_zero: share of exactly-zero gradient, of 16 samples (all but activations).
+        gradient_cosine: mean cosine between the gradients of two samples (all but activations).
         weight_variance: fan-in x mean squared weight (weighted sites).
         bias_variance: mean squared bias (weighted sites).
         time: what happens along time (recurrent sites; of a cell in a loop every 2nd, 4th, 8th ... call).

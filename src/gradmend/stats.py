@@ -15,7 +15,7 @@ from torch import Tensor
 
 Rows = Float[Tensor, "*sites b n"]
 
-SAMPLES, VALUES = 32, 1024
+SAMPLES, VALUES = 16, 1024
 """Statistics of samples look at so many at most, and at so many of each sample's values."""
 
 _TINY = 1e-38
@@ -32,13 +32,13 @@ def norm(x: Shaped[Tensor, "..."]) -> Float64[Tensor, ""]:
 
 
 def some_samples(x: Float[Tensor, "*sites B m"]) -> Rows:
-    """At most 32 samples of a signal, and at most 1,024 evenly spaced values of each.
+    """At most 16 samples of a signal, and at most 1,024 evenly spaced values of each.
 
     The samples are drawn at random, but always the same: a batch may be sorted, or its classes take turns.
     The spacing shares no divisor with the number of values, so that all channels and places take part.
 
     >>> some_samples(torch.zeros(100, 6)).shape
-    torch.Size([32, 6])
+    torch.Size([16, 6])
     """
     samples, values = x.shape[-2:]
     step = _spacing(values)
@@ -90,6 +90,15 @@ def silent_units(x: Float[Tensor, "sites B ..."], unit_dim: int) -> Bool[Tensor,
     if places:
         high, low = high.amax(places), low.amin(places)
     return ((high == 0) & (low == 0)).flatten(1)
+
+
+def nonzero_share(rows: Rows) -> Float[Tensor, "*sites"]:
+    """The share of values that are not exactly zero.
+
+    >>> nonzero_share(torch.tensor([[0.0, 2.0]])).item()
+    0.5
+    """
+    return rows.sign().abs_().mean((-2, -1))
 
 
 def sample_sums(rows: Rows) -> Float[Tensor, "*sites 6"]:
