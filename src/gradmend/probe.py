@@ -58,7 +58,7 @@ def measure(setup: Setup, batches: Batch | Iterable[Batch]) -> Profile:
         with undisturbed(setup.model):
             optimizer = setup.build_optimizer() if setup.optimizer is not None else None
             steps = [_Step(setup, batch, optimizer if i == 0 else None) for i, batch in enumerate(given)]
-        return _assemble(setup.model, optimizer, given, steps)
+        return _assemble(optimizer, given, steps)
 
 
 _NOTHING, _UNREACHED = [math.nan], (math.nan,) * 3
@@ -83,7 +83,7 @@ class _Step:
         self._last = None
         _reduce_all(self._signals)
         self.anatomy = self._recorder.anatomy()
-        parameters = dict(named_parameters(setup.model))
+        self.parameters = parameters = dict(named_parameters(setup.model))
         gradients, others = _gradients(parameters, self.inside.watched, loss)
         self.inside.after_backward(others)
         _reduce_all(self._slopes)
@@ -257,15 +257,13 @@ def _gradients(
     return dense, gradients[len(wanted) :]
 
 
-def _assemble(
-    model: nn.Module, optimizer: Optimizer | None, batches: Sequence[Batch], steps: Sequence[_Step]
-) -> Profile:
+def _assemble(optimizer: Optimizer | None, batches: Sequence[Batch], steps: Sequence[_Step]) -> Profile:
     """Average the steps that ran through the same sites as the first."""
     anatomy = steps[0].anatomy
     names = [site.name for site in anatomy.sites]
     same = [step for step in steps if [site.name for site in step.anatomy.sites] == names]
     held = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
-    parameters = tuple(_parameter(name, p, held, same) for name, p in named_parameters(model))
+    parameters = tuple(_parameter(name, p, held, same) for name, p in steps[0].parameters.items())
     named = {reading.name: reading for reading in parameters}
     measured = [site for site in anatomy.sites if ("moments", site.index) in same[0].numbers]
     return Profile(

@@ -63,14 +63,15 @@ class Recorder(TorchFunctionMode):
     Args:
         model: whose modules give the sites their names.
         before: called just before a site's function runs, while its input is still untouched.
-        after: called with the call, its site and its output.
+        after: called with the call, its site and its (first) output. A tensor that it returns takes the place
+            of that output.
     """
 
     def __init__(
         self,
         model: nn.Module,
         before: Callable[[Call], None] | None = None,
-        after: Callable[[Call, Site, Tensor], None] | None = None,
+        after: Callable[[Call, Site, Tensor], Tensor | None] | None = None,
     ) -> None:
         super().__init__()
         self.sites: list[Site] = []
@@ -78,7 +79,7 @@ class Recorder(TorchFunctionMode):
         self._before = before
         self._after = after
         self._modules = dict(model.named_modules())
-        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._paths = {id(module): path for path, module in self._modules.items()}
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._layers: dict[str, tuple[bool, str | None]] = {}
         self._stack: list[str | None] = []
@@ -126,11 +127,12 @@ class Recorder(TorchFunctionMode):
         signal = output if isinstance(output, Tensor) else next(tensors_in(output))
         site = self._site(call, given, signal, inputs, direct)
         self.sites.append(site)
+        other = self._after(call, site, signal) if self._after else None
+        if other is not None:
+            output = other if output is signal else _with_first(output, signal, other)
         here = frozenset((site.index,))
         for tensor in (output,) if isinstance(output, Tensor) else tensors_in(output):
             self._mark(tensor, here, here)
-        if self._after:
-            self._after(call, site, signal)
         return output
 
     def _call(
@@ -341,6 +343,11 @@ def _rms(constant: Any) -> Any:
     if isinstance(constant, Tensor) and constant.is_floating_point():
         return constant.detach().double().square().mean().sqrt()
     return None
+
+
+def _with_first(output: Any, signal: Tensor, other: Tensor) -> Any:
+    """The outputs of a call, such as those of a recurrent layer, with another tensor for the first."""
+    return type(output)(other if item is signal else item for item in output)
 
 
 def _keeps(name: str, kind: str | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
