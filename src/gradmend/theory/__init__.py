@@ -7,14 +7,23 @@ says how far one network strays.
 
 from __future__ import annotations
 
-from gradmend.theory.factors import finite_width_deviation, isometry_gain, norm_factor, residual_factor
+from gradmend.theory.factors import (
+    Growth,
+    batch_norm_depth,
+    finite_width_deviation,
+    finite_width_mean,
+    isometry_gain,
+    norm_factor,
+    padding_factor,
+    residual_factor,
+    residual_growth,
+    squared_weight_gradient,
+)
 from gradmend.theory.meanfield import (
-    Critical,
     DepthScales,
     correlation_fixed_point,
     correlation_map,
     correlation_slope,
-    critical,
     depth_scales,
     fixed_point,
     gradient_factor,
@@ -22,15 +31,20 @@ from gradmend.theory.meanfield import (
     length_slope,
     trainable_depth,
 )
+from gradmend.theory.phase import Critical, PhaseDiagram, critical, phase_diagram
 from gradmend.theory.quadrature import Activation, expectation, output_moment, slope_moment, tabulate
+from gradmend.theory.recurrent import gru_factor, lstm_factor, memory_length, rnn_factor
 from gradmend.theory.trajectory import Layer, Prediction, predict
 
 __all__ = [
     "Activation",
     "Critical",
     "DepthScales",
+    "Growth",
     "Layer",
+    "PhaseDiagram",
     "Prediction",
+    "batch_norm_depth",
     "correlation_fixed_point",
     "correlation_map",
     "correlation_slope",
@@ -38,16 +52,25 @@ __all__ = [
     "depth_scales",
     "expectation",
     "finite_width_deviation",
+    "finite_width_mean",
     "fixed_point",
     "gradient_factor",
+    "gru_factor",
     "isometry_gain",
     "length_map",
     "length_slope",
+    "lstm_factor",
+    "memory_length",
     "norm_factor",
     "output_moment",
+    "padding_factor",
+    "phase_diagram",
     "predict",
     "residual_factor",
+    "residual_growth",
+    "rnn_factor",
     "slope_moment",
+    "squared_weight_gradient",
     "tabulate",
     "trainable_depth",
 ]

@@ -1,9 +1,13 @@
 """Mean-field theory of one layer, h' = W phi(h) + b, repeated without end: lengths, angles, gradients.
 
 Everywhere `weight_variance` means fan_in x Var(W), which is 2 for He initialization at any width, and
-`bias_variance` means Var(b). Sources: Poole et al., Exponential expressivity in deep neural networks through
-transient chaos, 2016, https://arxiv.org/abs/1606.05340; Schoenholz, Gilmer, Ganguli, Sohl-Dickstein, Deep
-information propagation, 2017, https://arxiv.org/abs/1611.01232.
+`bias_variance` means Var(b). `keep` is for dropout after the activation: lengths and gradients see
+weight_variance / keep, but two samples, whose masks differ, have only weight_variance in common, so that
+their cosine falls short of 1 at any depth.
+
+Sources: Poole et al., Exponential expressivity in deep neural networks through transient chaos, 2016,
+https://arxiv.org/abs/1606.05340; Schoenholz, Gilmer, Ganguli, Sohl-Dickstein, Deep information propagation,
+2017, https://arxiv.org/abs/1611.01232.
 """
 
 from __future__ import annotations
@@ -11,20 +15,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
+from gradmend.errors import SetupError
 from gradmend.theory.quadrature import (
     Activation,
     GaussianTable,
     Moments,
     require_cosine,
     require_nonnegative,
+    require_share,
     tabulate,
 )
 
-_VANISHED = 1e-9  # a critical q below is 0
-_NEUTRAL = 1e-10  # how far from 1 a growth factor may be and still count as 1
-_SCALES = [math.exp(x / 4) for x in range(-110, 111)]  # q from 1e-12 to 1e12, 1 among them
+NEUTRAL = 1e-10  # how far from 1 a growth factor may be and still count as 1
+SCALES = [math.exp(x / 4) for x in range(-110, 111)]  # q from 1e-12 to 1e12, 1 among them
+
+_TOLD_APART = 1e-9  # a gap 1 - cosine* below is 0
+_BLURRED = 1e-7  # what the quadrature of pairs cannot tell from 0
 
 
 @dataclass(frozen=True)
@@ -36,33 +45,19 @@ class DepthScales:
     gradient: float
 
 
-@dataclass(frozen=True)
-class Critical:
-    """An initialization at the edge of chaos: gradients keep their norm at its fixed point q.
-
-    Args:
-        weight_variance: fan_in x Var(W).
-        bias_variance: Var(b).
-        q: the second moment of the pre-activations there.
-        stable: whether lengths return to q. Where they do not, the criticality is lost with depth.
-    """
-
-    weight_variance: float
-    bias_variance: float
-    q: float
-    stable: bool
-
-
-def length_map(phi: Activation, q: float, weight_variance: float, bias_variance: float = 0.0) -> float:
+def length_map(
+    phi: Activation, q: float, weight_variance: float, bias_variance: float = 0.0, keep: float = 1.0
+) -> float:
     """The second moment of the pre-activations one layer on.
 
-    q' = weight_variance x E phi(sqrt(q) z)^2 + bias_variance
+    q' = weight_variance / keep x E phi(sqrt(q) z)^2 + bias_variance
 
     Args:
         phi: the activation.
         q: E h^2 of one pre-activation.
         weight_variance: fan_in x Var(W).
         bias_variance: Var(b).
+        keep: how likely dropout after the activation keeps a unit.
 
     Example:
         >>> import torch
@@ -72,18 +67,21 @@ def length_map(phi: Activation, q: float, weight_variance: float, bias_variance:
     Source: Poole et al., 2016, https://arxiv.org/abs/1606.05340
     """
     require_nonnegative(q=q, weight_variance=weight_variance, bias_variance=bias_variance)
-    return weight_variance * tabulate(phi).moments(q).output + bias_variance
+    require_share(keep=keep)
+    return weight_variance / keep * tabulate(phi).moments(q).output + bias_variance
 
 
-def length_slope(phi: Activation, q: float, weight_variance: float) -> float:
+def length_slope(phi: Activation, q: float, weight_variance: float, keep: float = 1.0) -> float:
     """The slope of the length map: a fixed point with a slope below 1 attracts.
 
-    dq'/dq = weight_variance x E[h phi(h) phi'(h)] / q, h ~ N(0, q): by Stein's lemma, right at kinks too.
+    dq'/dq = weight_variance / keep x E[h phi(h) phi'(h)] / q, h ~ N(0, q): by Stein's lemma, right at
+    kinks too. Where phi jumps, E[phi(h)^2 (h^2 / q - 1)] / 2q stands in for that expectation.
 
     Args:
         phi: the activation.
         q: E h^2 of one pre-activation.
         weight_variance: fan_in x Var(W).
+        keep: how likely dropout after the activation keeps a unit.
 
     Example:
         >>> import torch
@@ -93,18 +91,20 @@ def length_slope(phi: Activation, q: float, weight_variance: float) -> float:
     Source: Poole et al., 2016, https://arxiv.org/abs/1606.05340
     """
     require_nonnegative(q=q, weight_variance=weight_variance)
-    return weight_variance * tabulate(phi).moments(q).length
+    require_share(keep=keep)
+    return weight_variance / keep * tabulate(phi).moments(q).length
 
 
-def gradient_factor(phi: Activation, q: float, weight_variance: float) -> float:
+def gradient_factor(phi: Activation, q: float, weight_variance: float, keep: float = 1.0) -> float:
     """The growth chi of the squared gradient norm through one layer, going backward.
 
-    chi = weight_variance x E phi'(sqrt(q) z)^2
+    chi = weight_variance / keep x E phi'(sqrt(q) z)^2
 
     Args:
         phi: the activation.
         q: E h^2 of one pre-activation.
         weight_variance: fan_in x Var(W).
+        keep: how likely dropout after the activation keeps a unit.
 
     Example:
         >>> import torch
@@ -114,10 +114,13 @@ def gradient_factor(phi: Activation, q: float, weight_variance: float) -> float:
     Source: Schoenholz et al., 2017, https://arxiv.org/abs/1611.01232
     """
     require_nonnegative(q=q, weight_variance=weight_variance)
-    return weight_variance * tabulate(phi).moments(q).slope
+    require_share(keep=keep)
+    return weight_variance / keep * tabulate(phi).moments(q).slope
 
 
-def fixed_point(phi: Activation, weight_variance: float, bias_variance: float = 0.0) -> float:
+def fixed_point(
+    phi: Activation, weight_variance: float, bias_variance: float = 0.0, keep: float = 1.0
+) -> float:
     """Where the length map leads from q = 1: 0.0 below 1e-12, `math.inf` above 1e12.
 
     If every q is a fixed point, as for ReLU with weight variance 2, it is 1.
@@ -126,6 +129,7 @@ def fixed_point(phi: Activation, weight_variance: float, bias_variance: float = 
         phi: the activation.
         weight_variance: fan_in x Var(W).
         bias_variance: Var(b).
+        keep: how likely dropout after the activation keeps a unit.
 
     Example:
         >>> import torch
@@ -135,11 +139,17 @@ def fixed_point(phi: Activation, weight_variance: float, bias_variance: float = 
     Source: Poole et al., 2016, https://arxiv.org/abs/1606.05340
     """
     require_nonnegative(weight_variance=weight_variance, bias_variance=bias_variance)
-    return _fixed_point(tabulate(phi), weight_variance, bias_variance)
+    require_share(keep=keep)
+    return steady_length(read(phi).moments, weight_variance / keep, bias_variance)
 
 
 def correlation_map(
-    phi: Activation, c: float, q: float, weight_variance: float, bias_variance: float = 0.0
+    phi: Activation,
+    c: float,
+    q: float,
+    weight_variance: float,
+    bias_variance: float = 0.0,
+    keep: float = 1.0,
 ) -> float:
     """The cosine between the pre-activations of two samples one layer on.
 
@@ -152,6 +162,7 @@ def correlation_map(
         q: E h^2 of one pre-activation, the same for both samples.
         weight_variance: fan_in x Var(W).
         bias_variance: Var(b).
+        keep: how likely dropout after the activation keeps a unit.
 
     Example:
         >>> import torch
@@ -162,13 +173,15 @@ def correlation_map(
     """
     require_nonnegative(q=q, weight_variance=weight_variance, bias_variance=bias_variance)
     require_cosine(c=c)
-    return 1 - propagate(tabulate(phi), q, 1 - c, weight_variance, bias_variance)[1]
+    require_share(keep=keep)
+    return 1 - propagate(tabulate(phi), q, 1 - c, weight_variance, bias_variance, keep)[1]
 
 
 def correlation_slope(phi: Activation, c: float, q: float, weight_variance: float) -> float:
     """The slope of the correlation map at a fixed point q, and the growth of the gradients' inner product.
 
-    chi_c = weight_variance x E[phi'(u1) phi'(u2)], where u1 and u2 have second moment q and cosine c
+    chi_c = weight_variance x E[phi'(u1) phi'(u2)], where u1 and u2 have second moment q and cosine c, with
+    dropout or without. Of an activation that jumps it is the growth only, for gradients do not see jumps.
 
     Args:
         phi: the activation.
@@ -188,13 +201,16 @@ def correlation_slope(phi: Activation, c: float, q: float, weight_variance: floa
     return weight_variance * tabulate(phi).pair_slope(q, 1 - c)
 
 
-def correlation_fixed_point(phi: Activation, weight_variance: float, bias_variance: float = 0.0) -> float:
+def correlation_fixed_point(
+    phi: Activation, weight_variance: float, bias_variance: float = 0.0, keep: float = 1.0
+) -> float:
     """The cosine to which any two samples come with depth: 1 in the ordered phase, less in the chaotic.
 
     Args:
         phi: the activation.
         weight_variance: fan_in x Var(W).
         bias_variance: Var(b).
+        keep: how likely dropout after the activation keeps a unit.
 
     Example:
         >>> import torch
@@ -204,12 +220,15 @@ def correlation_fixed_point(phi: Activation, weight_variance: float, bias_varian
     Source: Poole et al., 2016, https://arxiv.org/abs/1606.05340
     """
     require_nonnegative(weight_variance=weight_variance, bias_variance=bias_variance)
-    table = tabulate(phi)
-    q = _fixed_point(table, weight_variance, bias_variance)
-    return 1 - _gap_fixed_point(table, q, weight_variance, bias_variance)
+    require_share(keep=keep)
+    table = read(phi)
+    q = steady_length(table.moments, weight_variance / keep, bias_variance)
+    return 1 - steady_gap(table, q, weight_variance, bias_variance, keep)
 
 
-def depth_scales(phi: Activation, weight_variance: float, bias_variance: float = 0.0) -> DepthScales:
+def depth_scales(
+    phi: Activation, weight_variance: float, bias_variance: float = 0.0, keep: float = 1.0
+) -> DepthScales:
     """Over how many layers lengths, correlations and gradients change e-fold near the fixed point.
 
     xi = 1 / |ln slope|, with the slopes of the length map at q*, of the correlation map at c* and of the
@@ -219,6 +238,7 @@ def depth_scales(phi: Activation, weight_variance: float, bias_variance: float =
         phi: the activation.
         weight_variance: fan_in x Var(W).
         bias_variance: Var(b).
+        keep: how likely dropout after the activation keeps a unit.
 
     Example:
         >>> import torch
@@ -228,22 +248,30 @@ def depth_scales(phi: Activation, weight_variance: float, bias_variance: float =
     Source: Schoenholz et al., 2017, https://arxiv.org/abs/1611.01232
     """
     require_nonnegative(weight_variance=weight_variance, bias_variance=bias_variance)
-    table = tabulate(phi)
-    q = _fixed_point(table, weight_variance, bias_variance)
-    gap = _gap_fixed_point(table, q, weight_variance, bias_variance)
+    require_share(keep=keep)
+    table = read(phi)
+    q = steady_length(table.moments, weight_variance / keep, bias_variance)
+    gap = steady_gap(table, q, weight_variance, bias_variance, keep)
     moments = table.moments(q)
-    pair_slope = table.pair_slope(q, gap) if gap else moments.slope
-    slopes = (moments.length, pair_slope, moments.slope)
-    return DepthScales(*(_e_folding(weight_variance * slope) for slope in slopes))
+    return DepthScales(
+        length=e_folding(weight_variance / keep * moments.length),
+        correlation=correlation_length(table, q, gap, weight_variance),
+        gradient=e_folding(weight_variance / keep * moments.slope),
+    )
 
 
-def trainable_depth(phi: Activation, weight_variance: float, bias_variance: float = 0.0) -> float:
+def trainable_depth(
+    phi: Activation, weight_variance: float, bias_variance: float = 0.0, keep: float = 1.0
+) -> float:
     """How many layers can be trained, by the empirical rule of six correlation lengths: L < 6 xi_c.
+
+    `batch_norm_depth` is the rule with batch normalization.
 
     Args:
         phi: the activation.
         weight_variance: fan_in x Var(W).
         bias_variance: Var(b).
+        keep: how likely dropout after the activation keeps a unit.
 
     Example:
         >>> import torch
@@ -252,112 +280,106 @@ def trainable_depth(phi: Activation, weight_variance: float, bias_variance: floa
 
     Source: Schoenholz et al., 2017, https://arxiv.org/abs/1611.01232
     """
-    return 6 * depth_scales(phi, weight_variance, bias_variance).correlation
-
-
-def critical(phi: Activation, bias_variance: float = 0.0) -> Critical | None:
-    """The initialization at the edge of chaos for this bias variance, or None if there is none.
-
-    chi = 1 fixes the weight variance at every q, 1 / E phi'^2, and the fixed point then fixes the bias
-    variance, q - E phi^2 / E phi'^2: the q where that is the one given. Of several, a stable one is
-    preferred, then that closest to 1.
-
-    Args:
-        phi: the activation.
-        bias_variance: Var(b).
-
-    Example:
-        >>> import torch
-        >>> point = critical(torch.tanh, bias_variance=0.05)
-        >>> round(point.weight_variance, 4), round(point.q, 4), point.stable
-        (1.761, 0.57, True)
-
-    Source: Schoenholz et al., 2017, https://arxiv.org/abs/1611.01232
-    """
-    require_nonnegative(bias_variance=bias_variance)
-    table = tabulate(phi)
-
-    def excess(q: float) -> float:
-        _, output, slope, _ = table.moments(q)
-        return q - output / slope - bias_variance if slope else math.nan
-
-    points = [_critical_at(table, q, bias_variance) for q in _roots(excess)]
-    return min(points, key=lambda p: (not p.stable, abs(math.log(p.q or _SCALES[0]))), default=None)
+    return 6 * depth_scales(phi, weight_variance, bias_variance, keep).correlation
 
 
 def propagate(
-    table: GaussianTable | None, q: float, gap: float, weight_variance: float, bias_variance: float
+    table: GaussianTable | None,
+    q: float,
+    gap: float,
+    weight_variance: float,
+    bias_variance: float,
+    keep: float = 1.0,
 ) -> tuple[float, float, float]:
     """One layer: the next q, the next gap 1 - cosine, and E phi'^2; without a table phi is the identity.
 
     The gap keeps its digits where the cosine is all but 1. If the layer outputs only zeros, the gap is 0.
     """
     moments = table.moments(q) if table else Moments(0.0, q, 1.0, 1.0)
-    spread = table.spread(q, gap) if table else q * gap
-    length = weight_variance * moments.output + bias_variance
+    spread = (table.spread(q, gap) if table else q * gap) + (1 / keep - 1) * moments.output
+    length = weight_variance / keep * moments.output + bias_variance
     return length, min(weight_variance * spread / length, 2.0) if length else 0.0, moments.slope
 
 
-def _fixed_point(table: GaussianTable, weight_variance: float, bias_variance: float) -> float:
+def read(phi: Activation) -> GaussianTable:
+    """The table of an activation, or `SetupError` if it is no number somewhere."""
+    table = tabulate(phi)
+    output = table.moments(1.0).output
+    if not math.isfinite(output):
+        name = getattr(phi, "__name__", repr(phi))
+        raise SetupError(f"Fixed points need an activation with a finite E phi(z)^2: {name} has {output}.")
+    return table
+
+
+def steady_length(moments: Callable[[float], Moments], weight_variance: float, bias_variance: float) -> float:
+    """The fixed point of the length map to which it leads from q = 1, 0.0 or `math.inf`."""
+
     def growth(q: float) -> float:
-        return weight_variance * table.moments(q).output + bias_variance - q
+        return weight_variance * moments(q).output + bias_variance - q
 
     at_one = growth(1.0)
     if abs(at_one) < 1e-12:
         return 1.0
-    way = [q for q in _SCALES if q >= 1] if at_one > 0 else [q for q in reversed(_SCALES) if q <= 1]
+    way = [q for q in SCALES if q >= 1] if at_one > 0 else [q for q in reversed(SCALES) if q <= 1]
     for near, far in pairwise(way):
         if growth(far) * at_one <= 0:
-            return _bisect(growth, near, far)
+            return find_root(growth, near, far)
     return math.inf if at_one > 0 else 0.0
 
 
-def _gap_fixed_point(table: GaussianTable, q: float, weight_variance: float, bias_variance: float) -> float:
-    """1 - c*, by Newton's method from c = 0: the map is convex above 0, so no step goes too far."""
-    q = min(max(q, _SCALES[0]), _SCALES[-1])
+def steady_gap(
+    table: GaussianTable, q: float, weight_variance: float, bias_variance: float, keep: float = 1.0
+) -> float:
+    """1 - c* at the fixed point q: where one layer maps a gap to itself, for smaller ones it makes larger."""
+    q = min(max(q, SCALES[0]), SCALES[-1])
     moments = table.moments(q)
-    if weight_variance * moments.slope <= 1 + _NEUTRAL:
+    length = weight_variance / keep * moments.output + bias_variance
+    ordered = keep == 1 and not table.jumps and weight_variance * moments.slope <= 1 + NEUTRAL
+    if ordered or not length:
         return 0.0
-    ratio = weight_variance / (weight_variance * moments.output + bias_variance)
-    gap = 1.0
-    for _ in range(100):
-        excess = gap - ratio * table.spread(q, gap)
-        slack = 1 - ratio * q * table.pair_slope(q, gap)
-        if abs(excess) < 1e-13 or slack < 1e-7 or gap < 1e-9:  # no slack: a linear phi, every c is fixed
+
+    dropped = (1 / keep - 1) * moments.output
+
+    @cache
+    def shrinkage(gap: float) -> float:
+        return 1 - weight_variance * (table.spread(q, gap) + dropped) / (length * gap)
+
+    if shrinkage(1.0) < _BLURRED:  # also where phi is linear, and every gap is fixed
+        return 1.0
+    least = max(0.999 * weight_variance * dropped / length, _TOLD_APART)  # what dropout alone tells apart
+    return find_root(shrinkage, least, 1.0, _BLURRED / 100) if shrinkage(least) < 0 else 0.0
+
+
+def correlation_length(table: GaussianTable, q: float, gap: float, weight_variance: float) -> float:
+    """Over how many layers the gap of two samples comes e-fold nearer to its fixed point."""
+    slope = table.spread_slope(q, gap) if gap else table.moments(q).slope
+    return e_folding(weight_variance * slope)
+
+
+def find_root(function: Callable[[float], float], a: float, b: float, tolerance: float = 1e-12) -> float:
+    """Where a function that changes sign between a and b is 0, to a relative tolerance.
+
+    Source: Anderson, Bjoerck, A new high order method of regula falsi type for computing a root of an
+    equation, 1973, https://doi.org/10.1007/BF01951936
+    """
+    at_a, at_b = function(a), function(b)
+    for _ in range(200):
+        if not at_b or abs(b - a) <= tolerance * abs(b):
             break
-        gap -= excess / slack
-    return gap if gap > 1e-9 else 0.0
+        step = at_b * (b - a) / (at_b - at_a)
+        c = b - math.copysign(max(abs(step), tolerance * abs(b) / 2), step)  # so that the far end comes too
+        at_c = function(c)
+        if at_c * at_b < 0:
+            a, at_a = b, at_b
+        else:  # the far end stays: weigh it less
+            at_a *= 1 - at_c / at_b if abs(at_c) < abs(at_b) else 0.5
+        b, at_b = c, at_c
+    return b
 
 
-def _critical_at(table: GaussianTable, q: float, bias_variance: float) -> Critical:
-    if q < _VANISHED:
-        q = 0.0
-    near = table.moments(max(q, 1e-6))  # at 0 every length map is neutral: look just above
-    stable = near.length <= (1 + _NEUTRAL) * near.slope
-    return Critical(1 / table.moments(q).slope, bias_variance, q, stable)
-
-
-def _roots(excess: Callable[[float], float]) -> list[float]:
-    """Where the excess changes sign; for one that is 0 over a whole range, 1 or the end of the range at 0."""
-    values = {q: excess(q) for q in _SCALES}
-    flat = {q for q, value in values.items() if abs(value) < 1e-11 * q}
-    roots = [q for q in (1.0, _SCALES[0]) if q in flat]
-    for near, far in pairwise(_SCALES):
-        if values[near] * values[far] < 0 and not {near, far} & flat:
-            roots.append(_bisect(excess, near, far))
-    return roots
-
-
-def _bisect(function: Callable[[float], float], a: float, b: float) -> float:
-    rising = function(b) > 0
-    for _ in range(52):
-        middle = (a + b) / 2
-        a, b = (a, middle) if (function(middle) > 0) == rising else (middle, b)
-    return (a + b) / 2
-
-
-def _e_folding(slope: float) -> float:
+def e_folding(slope: float) -> float:
+    """Over how many layers what grows or shrinks by this factor per layer does so e-fold."""
     if slope <= 0:
         return 0.0
     rate = abs(math.log(slope))
-    return 1 / rate if rate > _NEUTRAL else math.inf
+    return math.inf if rate <= NEUTRAL else 1 / rate

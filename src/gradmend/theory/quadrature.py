@@ -98,6 +98,13 @@ def require_cosine(**values: float) -> None:
             raise SetupError(f"`{name}` is a cosine, from -1 to 1, not {value}.")
 
 
+def require_share(**values: float) -> None:
+    """Raise `SetupError` unless every value is above 0, and 1 at most."""
+    for name, value in values.items():
+        if not 0 < value <= 1:
+            raise SetupError(f"`{name}` is a share above 0, 1 at most, not {value}.")
+
+
 class Moments(NamedTuple):
     """E phi(h), E phi(h)^2, E phi'(h)^2 of a pre-activation h ~ N(0, q), and the slope of E phi^2 in q."""
 
@@ -107,12 +114,24 @@ class Moments(NamedTuple):
     length: float
 
 
+class PairMoments(NamedTuple):
+    """Expectations over two pre-activations u1, u2 and the slopes phi' there."""
+
+    output: float  # phi1^2
+    pair: float  # phi1 phi2
+    slope: float  # phi1'^2
+    pair_slope: float  # phi1' phi2'
+    steepness: float  # (u1 phi1')^2
+    pair_steepness: float  # u1 phi1' u2 phi2'
+
+
 @dataclass(frozen=True, eq=False)
 class GaussianTable:
     """An activation read once at all nodes of the half line, so that each q costs one weighted sum."""
 
     phi: Activation
     kinks: Float64[Tensor, " kinks"]
+    jumps: bool
     u: Float64[Tensor, " nodes"]
     width: Float64[Tensor, " nodes"]
     features: Float64[Tensor, "4 nodes"]
@@ -125,7 +144,10 @@ class GaussianTable:
         first, last = torch.searchsorted(self.u, ends).tolist()
         z = self.u[first:last] / scale
         weight = self.width[first:last] * torch.exp(-0.5 * z * z) / (scale * math.sqrt(2 * math.pi))
-        mean, output, slope, stein = (self.features[:, first:last] @ weight).tolist()
+        features = self.features[:, first:last]
+        mean, output, slope, stein = (features @ weight).tolist()
+        if self.jumps:  # then phi' does not tell it all, but dE phi^2 / dq = E phi^2 (z^2 - 1) / 2q
+            stein = float(features[1] @ (weight * (z * z - 1))) / 2
         return Moments(mean, output, slope, stein / q)
 
     def spread(self, q: float, gap: float) -> float:
@@ -145,14 +167,39 @@ class GaussianTable:
         slope1, slope2 = _value_and_slope(self.phi, torch.stack((u1, u2)))[1]
         return float((weight * slope1 * slope2).sum())
 
-    def _pair(self, q: float, gap: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Nodes and weights for two Gaussians, in polar coordinates: there a kink at 0 is a ray."""
+    def spread_slope(self, q: float, gap: float) -> float:
+        """What `spread` grows by with q x gap: `pair_slope`, and what the jumps of phi add to it."""
+        if not self.jumps:
+            return self.pair_slope(q, gap)
+        q, step = min(max(q, SMALLEST), LARGEST), 1e-4 * min(gap, 2 - gap)
+        return (self.spread(q, gap + step) - self.spread(q, gap - step)) / (2 * step * q)
+
+    def batch(self, q: float, size: int) -> PairMoments:
+        """Of two samples of a batch after its normalization: centred, and with no other correlation left.
+
+        A unit's values over the batch lie on the sphere of `size` - 1 dimensions, each with second moment q.
+        """
+        u1, u2, weight = self._pair(q, 1 + 1 / (size - 1), dimensions=float(size - 1))
+        u = torch.stack((u1, u2))
+        value, slope = _value_and_slope(self.phi, u)
+        moments = [
+            float((weight * moment).sum())
+            for x in (value, slope, u * slope)
+            for moment in ((x**2).mean(0), x.prod(0))  # the nodes are half of the plane, mirrored at u1 = u2
+        ]
+        return PairMoments(*moments)
+
+    def _pair(self, q: float, gap: float, dimensions: float = math.inf) -> tuple[Tensor, Tensor, Tensor]:
+        """Nodes and weights for two Gaussians, in polar coordinates: there a kink at 0 is a ray.
+
+        In finitely many dimensions: for two coordinates of a point on the sphere.
+        """
         scale = math.sqrt(min(max(q, SMALLEST), LARGEST))
         theta = 2 * math.asin(math.sqrt(min(max(gap, 0.0), 2.0) / 2))
         angle, angle_width = panels(_angles(theta, scale), _PAIR_NODES)
         ray = torch.stack((angle.cos(), (angle - theta).cos()))
-        radius, radius_width = panels(self._radii(scale * ray.abs(), scale), _PAIR_NODES)
-        weight = angle_width[:, None] / math.pi * radius_width * radius * torch.exp(-0.5 * radius**2)
+        radius, mass = _radial(self._radii(scale * ray.abs(), scale), dimensions)
+        weight = angle_width[:, None] / math.pi * mass
         u1, u2 = scale * ray[:, :, None] * radius
         return u1, u2, weight
 
@@ -164,6 +211,16 @@ class GaussianTable:
         return torch.cat((edges, kinks.clamp(max=_PAIR_REACH)), dim=1).sort(dim=1).values
 
 
+def _radial(edges: Float64[Tensor, "*b edges"], dimensions: float) -> tuple[Tensor, Tensor]:
+    """Radii in a plane and their share of a Gaussian, or of the sphere of radius sqrt(dimensions)."""
+    if dimensions == math.inf:
+        radius, width = panels(edges, _PAIR_NODES)
+        return radius, width * radius * torch.exp(-0.5 * radius**2)
+    angle, width = panels((edges / math.sqrt(dimensions)).clamp(max=1).asin(), _PAIR_NODES)
+    share = (dimensions - 2) * angle.sin() * angle.cos() ** (dimensions - 3)
+    return math.sqrt(dimensions) * angle.sin(), width * share
+
+
 def tabulate(phi: Activation) -> GaussianTable:
     """Read an activation at all nodes, or raise `SetupError` if it is not elementwise."""
     phi = _elementwise(phi)
@@ -172,7 +229,7 @@ def tabulate(phi: Activation) -> GaussianTable:
     signed = torch.stack((u, -u))
     value, slope = _value_and_slope(phi, signed)
     features = torch.stack((value, value**2, slope**2, signed * value * slope)).sum(1)
-    return GaussianTable(phi, kinks, u, width, features)
+    return GaussianTable(phi, kinks, _jumps(phi, kinks), u, width, features)
 
 
 def panels(edges: Float64[Tensor, "*b edges"], nodes: int = 16) -> tuple[Tensor, Tensor]:
@@ -235,29 +292,56 @@ def _kinks(phi: Activation) -> Float64[Tensor, " kinks"]:
     return found.unique()  # type: ignore[no-untyped-call,no-any-return]
 
 
+def _jumps(phi: Activation, kinks: Float64[Tensor, " kinks"]) -> bool:
+    """Whether phi itself, not only its slope, jumps at one of its kinks or at 0."""
+    at = torch.cat((kinks, -kinks))
+    before, after = (torch.cat((at * (1 + side), at.new_tensor([side]))) for side in (-1e-9, 1e-9))
+    left, right = phi(torch.stack((before, after))).detach().double()
+    return bool(((left - right).abs() > 1e-6 * (1 + left.abs())).any())
+
+
 def _value_and_slope(phi: Activation, u: Float64[Tensor, "*n"]) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False), torch.enable_grad():
         u = u.detach().clone().requires_grad_()
         value = phi(u.clone()).double()  # a clone, because some activations work in place
-        slope = torch.autograd.grad(value.sum(), u)[0] if value.requires_grad else torch.zeros_like(u)
+        slope = torch.zeros_like(u)
+        if value.requires_grad:
+            (slope,) = torch.autograd.grad(value.sum(), u, materialize_grads=True)
     return value.detach(), slope
 
 
 def _elementwise(phi: Activation) -> Activation:
     """The activation in float64 and free of hooks, once it has proved to act on each element alone."""
     call = _double(phi)
-    probe = torch.tensor([-2.0, -0.5, 0.5, 2.0], dtype=torch.float64, device="cpu")
     name = getattr(phi, "__name__", repr(phi))
     try:
-        whole, part = call(probe.clone()), call(probe[1:3].clone())
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise SetupError(
-            f"The activation {name} cannot take a float64 tensor of shape [4]: {error}"
-        ) from error
+        return _proved(call, name)
+    except SetupError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        try:
+            return _proved(lambda u: call(u.float()), name)
+        except Exception:
+            raise SetupError(
+                f"The activation {name} cannot take a float64 tensor of shape [4]: {error}"
+            ) from error
+
+
+def _proved(call: Activation, name: str) -> Activation:
+    probe = torch.tensor([-2.0, -0.5, 0.5, 2.0], dtype=torch.float64, device="cpu")
+    whole, part = call(probe.clone()), call(probe[1:3].clone())
+    if not isinstance(whole, Tensor):
+        raise SetupError(f"The activation {name} gives a {type(whole).__name__}, not a tensor.")
     if whole.shape != probe.shape or not torch.allclose(whole[1:3], part, equal_nan=True):
         raise SetupError(
             f"The activation {name} is not elementwise. Mean-field theory takes functions that act on "
             "each number alone and alike, such as `torch.tanh`, `nn.ReLU()` or a lambda."
+        )
+    (value, slope), (moved, _) = (_value_and_slope(call, probe + x) for x in (0.0123, 0.0123 + 2**-16))
+    if not slope.any() and not torch.equal(value, moved):
+        raise SetupError(
+            f"Autograd cannot follow the activation {name}: its values vary, but its slope is 0. "
+            "Build it of torch functions alone, without `.detach()`, `.item()` or numpy."
         )
     return call
 
