@@ -179,3 +179,27 @@ def test_what_prepares_the_batch_is_not_the_first_layer() -> None:
     inputs = measured(Scaled(), (x, torch.randint(3, (32,)))).inputs
     assert inputs is not None
     assert inputs.rms == pytest.approx((x / 255).square().mean().sqrt().item(), rel=1e-5)
+
+
+def test_samples_are_told_from_steps() -> None:
+    """A layer that takes the steps first reads the same as one that takes the samples first."""
+
+    class Steps(nn.Module):
+        def __init__(self, batch_first: bool) -> None:
+            super().__init__()
+            self.batch_first = batch_first
+            self.layer, self.out = nn.GRU(5, 8, batch_first=batch_first), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.layer(x if self.batch_first else x.transpose(0, 1))[0]
+            return torch.tanh(self.out(h)).mean(1 if self.batch_first else 0)
+
+    first, last = Steps(batch_first=True), Steps(batch_first=False)
+    last.load_state_dict(first.state_dict())
+    a, b = (measured(model, sequences()).sites for model in (first, last))
+    assert [r.site.batch_dim for r in b] == [1, 1, 1, 0]
+    for one, other in zip(a, b, strict=True):
+        assert one.rms == pytest.approx(other.rms, rel=1e-5)
+        assert one.cosine == pytest.approx(other.cosine, rel=1e-4, nan_ok=True)
+        if one.gradient_cosine is not None:
+            assert one.gradient_cosine == pytest.approx(other.gradient_cosine, rel=1e-3)

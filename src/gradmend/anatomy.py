@@ -40,6 +40,8 @@ class Site:
         parameters: names of the parameters that it uses.
         settings: the numbers it was called with. convolution: kernel, stride, padding, dilation (a tuple
             each) and groups; normalization: eps, groups; dropout: p; scale: factor, the constant's rms.
+        batch_dim: which dimension counts the samples: 1 behind recurrent and attention layers that take the
+            steps first.
     """
 
     index: int
@@ -56,6 +58,7 @@ class Site:
     activation: Activation | None = None
     parameters: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    batch_dim: int = 0
 
     @property
     def weighted(self) -> bool:

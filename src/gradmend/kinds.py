@@ -151,6 +151,13 @@ def _function(name: str) -> Any:
     return next(getattr(home, name) for home in (F, torch, torch.special) if hasattr(home, name))
 
 
+def steps_first(name: str, args: Sequence[Any]) -> bool:
+    """Whether a recurrent or attention function that puts out three dimensions puts the steps first."""
+    if name in ("gru", "lstm", "rnn_tanh", "rnn_relu"):
+        return args[-1] is False
+    return name == "multi_head_attention_forward"
+
+
 def settings(name: str, kind: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers that a call was made with, as far as they decide what it does to a signal.
 

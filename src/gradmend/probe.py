@@ -123,12 +123,13 @@ class _Step:
         if not output.is_floating_point() or output.dim() < 2:
             return
         active = call.activation is not None
-        kind = (site.shape, output.dtype, output.device, active, site.unit_dim)
+        x = _samples_first(output, site.batch_dim)
+        kind = (x.shape, x.dtype, x.device, active, site.unit_dim)
         pile = self._signals.get(kind)
         if pile is None:
             look = partial(self._look_at_output, site.unit_dim) if active else self._look
             pile = self._signals[kind] = Pile(look)
-        pile.add(site.index, output.detach())
+        pile.add(site.index, x)
         self._last = (site, output, output._version, pile)
         self.inside.after(call, site, output)
         weight = call.weight
@@ -136,14 +137,14 @@ class _Step:
             square = stats.norm(weight.detach()).square() / weight.numel()
             self._ledger.add("weight", [site.index], square[None])
         if output.requires_grad:
-            output.register_hook(partial(self._after_backward, site.index, kind[:-1]))  # type: ignore[no-untyped-call]
+            output.register_hook(partial(self._after_backward, site, kind[:-1]))  # type: ignore[no-untyped-call]
 
-    def _after_backward(self, index: int, kind: tuple[Any, ...], gradient: Tensor) -> None:
+    def _after_backward(self, site: Site, kind: tuple[Any, ...], gradient: Tensor) -> None:
         pile = self._slopes.get(kind)
         if pile is None:
             active = kind[-1]
             pile = self._slopes[kind] = Pile(self._look_at_size if active else self._look_at_slope)
-        pile.add(index, gradient.detach())
+        pile.add(site.index, _samples_first(gradient, site.batch_dim))
 
     def _look(self, x: Tensor, keys: Sequence[Key]) -> None:
         """Signals, and how flat the activations are that read them."""
@@ -195,6 +196,11 @@ class _Step:
                 norms = _norms(unsure, torch.float64).tolist()
                 numbers |= {(group, name): [norm] for name, norm in zip(unsure, norms, strict=True)}
         return numbers
+
+
+def _samples_first(x: Tensor, batch_dim: int) -> Tensor:
+    x = x.detach()
+    return x.movedim(batch_dim, 0) if batch_dim else x
 
 
 def _reduce_all(piles: dict[object, Pile]) -> None:

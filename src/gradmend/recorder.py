@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradmend.anatomy import INPUT, Activation, Anatomy, LossCall, Site
-from gradmend.kinds import RESHAPES, activation, fan_in, identify, settings, tensors_in
+from gradmend.kinds import RESHAPES, activation, fan_in, identify, settings, steps_first, tensors_in
 from gradmend.lines import line_of_caller, line_of_creation
 
 _Sites: TypeAlias = frozenset[int]
@@ -246,6 +246,7 @@ class Recorder(TorchFunctionMode):
             activation=call.activation,
             parameters=tuple(self._names[id(t)] for t in given if id(t) in self._names),
             settings=call.settings or {},
+            batch_dim=self._batch_dim(call, shape, inputs),
         )
 
     def _layer(self, path: str) -> tuple[bool, str | None]:
@@ -270,6 +271,12 @@ class Recorder(TorchFunctionMode):
             if len(site.shape) == len(shape) and site.units == shape[site.unit_dim]:  # also past pooling
                 return site.unit_dim
         return last
+
+    def _batch_dim(self, call: Call, shape: tuple[int, ...], inputs: _Sites) -> int:
+        if len(shape) == 3 and steps_first(call.name, call.args):
+            return 1
+        before = (self.sites[i] for i in inputs if i != INPUT)
+        return int(any(s.batch_dim == 1 and s.shape[:2] == shape[:2] for s in before))
 
     def _note_loss(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         output, target = (*_arguments(args, kwargs), None, None)[:2]
