@@ -476,7 +476,8 @@ def test_sparse_gradients() -> None:
         model = nn.Sequential(nn.Embedding(10, 4, sparse=sparse), nn.Flatten(), nn.Linear(28, 3))
         twins.append(gm.measure(gm.Setup(model, CE, SGD), (tokens, y)).parameters[0])
     assert twins[0].gradient == pytest.approx(twins[1].gradient)
-    assert twins[0].update_ratio == pytest.approx(twins[1].update_ratio)
+    # a - b of float32 numbers keeps about 7 digits of a, and rows that occur twice are added twice
+    assert twins[0].update_ratio == pytest.approx(twins[1].update_ratio, rel=1e-4)
 
 
 def test_a_compiled_model() -> None:

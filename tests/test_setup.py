@@ -96,7 +96,7 @@ def test_a_stateful_transform_is_copied() -> None:
 
 def test_what_cannot_be_copied_says_why() -> None:
     model = plain(1, nn.Tanh)
-    model.kept = model(blobs()[0])
+    model.kept = SimpleNamespace(output=model(blobs()[0]))
     with pytest.raises(SetupError, match="earlier forward pass"):
         gm.Setup(model).copy()
     model.kept = Lock()

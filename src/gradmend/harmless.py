@@ -2,43 +2,73 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._pytree import tree_map_only
+
+from gradmend.errors import BatchError
+from gradmend.setup import Batch
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a training step inside and leave the model and all random generators as they were."""
+    """Run a training step inside and leave the model and all random generators as they were.
+
+    A model in eval mode trains inside. In one that is in train mode already, parts in eval mode stay so:
+    that is how a normalization is frozen.
+    """
     modules = list(model.modules())
-    modes = [(module, module.training) for module in modules]
-    buffers = [(module._buffers, dict(module._buffers)) for module in modules]
-    values = [(tensor, tensor.clone()) for tensor in map(_once, _changed_by_forward(modules))]
     grads = [(p, p.grad) for p in _parameters(modules)]
     python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count())
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _gradients_on():
-            model.train()
+        with torch.random.fork_rng(devices), _gradients_on(), _unwritten(modules), _kept(modules):
+            if not model.training:
+                model.train()
             for p, _ in grads:
                 p.grad = None
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-        for module, training in modes:
-            module.training = training
         for p, grad in grads:
             p.grad = grad
-        for now, before in buffers:
-            now.clear()
-            now.update(before)
-        for tensor, value in values:
-            tensor.copy_(value)
+
+
+def untouched(batch: Batch) -> Batch:
+    """The batch with copies of its tensors, which forward may write to.
+
+    >>> x = torch.zeros(2)
+    >>> untouched((x, "text"))[0].add_(1).sum().item(), x.sum().item()
+    (2.0, 0.0)
+    """
+    return tree_map_only(Tensor, lambda t: t.detach().clone().requires_grad_(t.requires_grad), batch)
+
+
+@contextmanager
+def untrained(model: nn.Module) -> Iterator[None]:
+    """Inside, an optimizer that is about to change the model raises instead."""
+    own = {id(p) for p in model.parameters()}
+
+    def refuse(optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+        if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            raise BatchError("`step` returns the loss and does not train: leave out `optimizer.step()`.")
+
+    handle = register_optimizer_step_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -65,18 +95,44 @@ def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
     return list({id(p): p for p in found}.values())
 
 
-def _changed_by_forward(modules: Sequence[nn.Module]) -> Iterator[Tensor]:
-    """Buffers, and the weights of embeddings with `max_norm`, which forward itself shortens."""
-    for module in modules:
-        yield from (buffer for buffer in module._buffers.values() if buffer is not None)
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
-            yield module.weight
+@contextmanager
+def _kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Restore what modules hold; inside, their buffers and tensors that are attributes are copies.
+
+    Writing the old values back would not do: the graph of a loss that the user holds may need these tensors.
+    """
+    plain = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+    spaces: list[dict[str, Any]] = [space for module in plain for space in (vars(module), module._buffers)]
+    before = [(space, dict(space)) for space in spaces]
+    held = [value for space in spaces for value in space.values() if type(value) in (list, dict, set)]
+    contents = [(value, copy.copy(value)) for value in held]
+    copies: dict[int, Tensor] = {}
+    for space in spaces:
+        for key, value in space.items():
+            if isinstance(value, Tensor) and not value.requires_grad and not isinstance(value, nn.Parameter):
+                space[key] = copies.setdefault(id(value), value.clone())
+    try:
+        yield
+    finally:
+        for space, values in before:
+            space.clear()
+            space.update(values)
+        for value, content in contents:
+            value.clear()
+            value.extend(content) if isinstance(value, list) else value.update(content)
 
 
-def _once(tensor: Tensor) -> Tensor:
-    """The tensor with each of its values once: an expanded one repeats them and cannot be written to."""
-    tensor = tensor.detach()
-    for dim, stride in enumerate(tensor.stride()):
-        if stride == 0 and tensor.shape[dim]:
-            tensor = tensor.narrow(dim, 0, 1)
-    return tensor
+@contextmanager
+def _unwritten(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Write back what is not replaced by copies: embeddings that `max_norm` shortens, buffers of scripts."""
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    shortened = [m.weight for m in modules if isinstance(m, kinds) and m.max_norm is not None]
+    scripted = [b for m in modules if isinstance(m, torch.jit.ScriptModule) for b in m.buffers(recurse=False)]
+    tensors = (*shortened, *scripted)
+    values = [tensor.detach().clone() for tensor in tensors]
+    with torch.autograd._unsafe_preserve_version_counter(tensors):  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.detach().copy_(value)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradmend import attention, recurrence
 from gradmend.anatomy import INPUT, Site
-from gradmend.kinds import bound
+from gradmend.kinds import bound, tensors_in
 from gradmend.ledger import Key, Ledger, Numbers
 from gradmend.readings import DriftReading
 from gradmend.recorder import Call
@@ -82,7 +82,7 @@ class Inside:
             self._steps += 1
             if self._steps & (self._steps - 1):
                 return
-        else:
+        elif any(tensor.requires_grad for tensor in tensors_in(call.args)):  # else nothing is recorded
             given = call.args[0]
             seen = given.view_as(given) if given.requires_grad else given.detach().requires_grad_()
             call.args = (seen, *call.args[1:])

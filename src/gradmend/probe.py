@@ -19,7 +19,7 @@ from gradmend import stats
 from gradmend.anatomy import Site
 from gradmend.data import as_batches, check_batch
 from gradmend.errors import BatchError
-from gradmend.harmless import uncollected, undisturbed
+from gradmend.harmless import uncollected, undisturbed, untouched, untrained
 from gradmend.inside import Inside, attended, drift
 from gradmend.kinds import tensors_in
 from gradmend.ledger import Key, Ledger, Numbers, Pile, real
@@ -52,7 +52,7 @@ def measure(setup: Setup, batches: Batch | Iterable[Batch]) -> Profile:
     """
     given = as_batches(batches)
     for batch in given:
-        check_batch(batch)
+        check_batch(batch, paired=setup.step is None)
     trainable(setup.model)
     with uncollected():
         with undisturbed(setup.model):
@@ -75,27 +75,30 @@ class _Step:
         self._slopes: dict[object, Pile] = {}
         self._last: tuple[Site, Tensor, int, Pile] | None = None
         self._readers: dict[Key, list[tuple[int, tuple[float, float]]]] = {}
-        self._opened = False
+        self._opened = self._backward = False
         self._recorder = Recorder(setup.model, self._before, self._after)
         self.inside = Inside(self._ledger, self._recorder.sites)
-        with self._recorder.watching(batch):
+        batch = untouched(batch)
+        with self._recorder.watching(batch), untrained(setup.model):
             loss = setup.loss(batch)
         self._last = None
         _reduce_all(self._signals)
         self.anatomy = self._recorder.anatomy()
         self.parameters = parameters = dict(named_parameters(setup.model))
-        gradients, others = _gradients(parameters, self.inside.watched, loss)
+        self._backward = True
+        sparse, others = _gradients(parameters, self.inside.watched, loss)
+        gradients = {name: g.to_dense() if g.is_sparse else g for name, g in sparse.items()}
         self.inside.after_backward(others)
         _reduce_all(self._slopes)
         self._ledger.add("loss", [""], loss.detach()[None])
         self._add_parameters(parameters, gradients)
-        if optimizer is not None and (found := updates(setup, optimizer, gradients)):
+        if optimizer is not None and (found := updates(setup, optimizer, sparse)):
             self._ledger.add("update", list(found), torch.stack(list(found.values())))
         self.numbers = self._fetch(parameters, gradients)
 
     def _before(self, call: Call) -> None:
         signal = call.signal
-        if not signal.is_floating_point() or signal.dim() < 2:
+        if not _readable(signal):
             return
         self.inside.before(call)
         if not self._opened and call.kind not in _PREPARING:
@@ -120,7 +123,7 @@ class _Step:
 
     def _after(self, call: Call, site: Site, output: Tensor) -> None:
         self._opened = self._opened or call.kind not in _PREPARING
-        if not output.is_floating_point() or output.dim() < 2:
+        if not _readable(output):
             return
         active = call.activation is not None
         x = _samples_first(output, site.batch_dim)
@@ -140,6 +143,8 @@ class _Step:
             output.register_hook(partial(self._after_backward, site, kind[:-1]))  # type: ignore[no-untyped-call]
 
     def _after_backward(self, site: Site, kind: tuple[Any, ...], gradient: Tensor) -> None:
+        if not self._backward:  # of a loss that takes gradients itself
+            return
         pile = self._slopes.get(kind)
         if pile is None:
             active = kind[-1]
@@ -196,6 +201,12 @@ class _Step:
                 norms = _norms(unsure, torch.float64).tolist()
                 numbers |= {(group, name): [norm] for name, norm in zip(unsure, norms, strict=True)}
         return numbers
+
+
+def _readable(signal: Tensor) -> bool:
+    """Whether it is a batch of real numbers, and not what a transform of torch.func sees of it."""
+    inside = torch._C._functorch.is_functorch_wrapped_tensor(signal)
+    return signal.is_floating_point() and signal.dim() > 1 and not inside
 
 
 def _samples_first(x: Tensor, batch_dim: int) -> Tensor:
@@ -258,15 +269,18 @@ def _gradients(
             "`.item()`, `torch.no_grad()`, or a conversion to numpy or to integers."
         )
     wanted = {name: p for name, p in parameters.items() if p.requires_grad}
+    if not wanted:
+        raise BatchError("All parameters that train are complex numbers; gradmend measures real ones.")
     try:
         gradients = torch.autograd.grad(loss, [*wanted.values(), *others], allow_unused=True)
     except RuntimeError as error:
-        raise BatchError(f"The backward pass failed: {error}") from error
+        again = "second time" in str(error)
+        hint = "\n`step` returns the loss before any `backward()`: take yours out of it." if again else ""
+        raise BatchError(f"The backward pass failed: {error}{hint}") from error
     found = {name: g for name, g in zip(wanted, gradients, strict=False) if g is not None}
     if not found:
         raise BatchError("The loss reaches none of the model's parameters: is it computed from this model?")
-    dense = {name: g.to_dense() if g.is_sparse else g for name, g in found.items()}
-    return dense, gradients[len(wanted) :]
+    return found, gradients[len(wanted) :]
 
 
 def _assemble(optimizer: Optimizer | None, batches: Sequence[Batch], steps: Sequence[_Step]) -> Profile:
@@ -289,7 +303,7 @@ def _assemble(optimizer: Optimizer | None, batches: Sequence[Batch], steps: Sequ
 
 
 def _rows(batch: Batch) -> int:
-    return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim() > 0), 0)
+    return next((tensor.size(0) for tensor in tensors_in(batch) if tensor.dim() > 0), 0)
 
 
 def _average(steps: Sequence[_Step], group: str, key: Key) -> float:
@@ -312,7 +326,7 @@ def _reading(site: Site, steps: Sequence[_Step], parameters: dict[str, Parameter
         site=site,
         mean=mean,
         rms=math.sqrt(square),
-        zero=_known(zero),
+        zero=_known(zero) if math.isfinite(square) else None,
         dead=_dead(steps, index),
         saturation=_known(_average(steps, "flat", index)),
         cosine=cosine,
@@ -382,7 +396,7 @@ def _parameter(
         name=name,
         shape=tuple(parameter.shape),
         rms=numbers["value", name][0] / size,
-        gradient=_known(slope / size),
+        gradient=slope / size if ("slope", name) in steps[0].numbers else None,
         update=_known(numbers.get(("update", name), _NOTHING)[0]),
         trained=None if held is None else id(parameter) in held,
         frozen=not parameter.requires_grad,

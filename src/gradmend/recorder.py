@@ -139,7 +139,11 @@ class Recorder(TorchFunctionMode):
         self, name: str, kind: str, given: list[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Call | None:
         """The call of a site; None if it carries no signal, or joins nothing."""
-        if not given or (not self._inside and (kind in _INSIDE or "sub" in name)):
+        if (
+            not given
+            or any(t.is_nested for t in given)
+            or (not self._inside and (kind in _INSIDE or "sub" in name))
+        ):
             return None
         carried = [t for t in given if self._origin(t)]
         signal = carried[0] if carried else given[0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradmend.harmless import undisturbed
+from gradmend.harmless import undisturbed, untouched
 from gradmend.readings import Response
 from gradmend.setup import Batch, Setup
 from gradmend.updates import changes, wants_closure
@@ -61,11 +61,11 @@ _PATIENCE = 4
 def _backward(setup: Setup, optimizer: Optimizer, batch: Batch) -> float:
     """The loss and its gradients, with fixed noise, so that only the parameters tell the losses apart."""
     torch.manual_seed(0)
-    loss = setup.loss(batch)
+    loss = setup.loss(untouched(batch))
     parameters = [p for p in _held(optimizer) if p.requires_grad]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        parameter.grad = None if gradient is None else gradient.clone()  # two may share one tensor
     if setup.gradient_transform is not None:
         setup.gradient_transform(parameters)
     return loss.item()
@@ -104,8 +104,7 @@ def _loss_at(
 ) -> float:
     _place(parameters, start, step, fraction)
     torch.manual_seed(0)
-    with torch.no_grad():
-        return setup.loss(batch).item()
+    return setup.loss(untouched(batch)).item()  # with gradients, for losses that take some themselves
 
 
 @torch.no_grad()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.jit import ScriptModule
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -70,6 +72,8 @@ class Setup:
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise SetupError(f"`model` must be a torch.nn.Module, not {type(self.model).__name__}.")
+        for name in ("loss_fn", "optimizer", "schedule", "gradient_transform", "step"):
+            _check_callable(name, getattr(self, name))
         if self.step is not None and self.loss_fn is not None:
             raise SetupError("Give `loss_fn` or `step`, not both: `step` already returns the loss.")
         if self.accumulate < 1:
@@ -82,7 +86,7 @@ class Setup:
             BatchError: if model, batch and loss do not fit each other.
         """
         if self.step is not None:
-            return _scalar(self.step(self.model, batch))
+            return _scalar(_call(self.step, self.model, batch))
         if isinstance(batch, Mapping) and self.loss_fn is None:
             return _scalar(_own_loss(_forward(self.model, batch)))
         if self.loss_fn is None:
@@ -92,10 +96,19 @@ class Setup:
         return _scalar(_compare(self.loss_fn, output, target))
 
     def copy(self) -> Setup:
-        """An independent setup: parameters, optimizer groups and optimizer state stay paired."""
+        """An independent setup: parameters, optimizer groups and optimizer state stay paired.
+
+        Raises:
+            SetupError: if the model, or what trains it, holds something that cannot be copied.
+        """
+        if any(isinstance(module, ScriptModule) for module in self.model.modules()):
+            raise SetupError("Scripts cannot be copied: give the model from before `torch.jit.script`.")
         parts = (self.model, self.loss_fn, self.optimizer, self.gradient_transform)
+        values: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in _computed(parts)}
         try:
-            model, loss_fn, optimizer, transform = copy.deepcopy(parts)
+            model, loss_fn, optimizer, transform = copy.deepcopy(parts, values)
+            if isinstance(optimizer, Optimizer):
+                copy_attributes(self.optimizer, optimizer, values)
         except (RuntimeError, TypeError) as error:
             raise SetupError(
                 f"The model cannot be copied: {error} Often an attribute of the model holds a tensor of an "
@@ -111,13 +124,30 @@ class Setup:
             raise SetupError(
                 "This setup has no optimizer. Give `optimizer=partial(torch.optim.Adam, lr=1e-3)`."
             )
-        optimizer = self.optimizer(trainable(self.model))
+        parameters = trainable(self.model)
+        try:
+            optimizer = self.optimizer(parameters)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise SetupError(
+                f"The optimizer cannot be made: {error}\n`optimizer` is a function of the parameters, such "
+                "as `partial(torch.optim.SGD, lr=0.1)`."
+            ) from error
         if not isinstance(optimizer, Optimizer):
             raise SetupError(
                 f"`optimizer` returned {type(optimizer).__name__}, not a torch Optimizer. Give an optimizer "
                 "or a function of the parameters, such as `partial(torch.optim.SGD, lr=0.1)`."
             )
         return optimizer
+
+
+def copy_attributes(old: Any, new: Optimizer, copied: dict[int, Any]) -> None:
+    """Give a copied optimizer the attributes of its own class, which torch's copying leaves out.
+
+    Args:
+        copied: what is copied already, by `id`, such as the parameters.
+    """
+    missing = {key: value for key, value in vars(old).items() if key not in vars(new) and key != "step"}
+    vars(new).update(copy.deepcopy(missing, copied))
 
 
 def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -135,15 +165,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     name = type(model).__name__
     if not parameters:
         raise SetupError(f"The model {name} has no parameters, so there is nothing to train.")
-    if any(isinstance(p, UninitializedParameter) for p in parameters):
-        raise SetupError(
-            f"The model {name} has lazy layers whose sizes are not known yet. Show it one batch: `model(x)`."
-        )
-    if any(p.is_meta for p in parameters):
-        raise SetupError(
-            f"Parameters of {name} are on the meta device, so they have no values. Make the model on a real "
-            'device, or call `model.to_empty(device="cpu")` and initialize it.'
-        )
+    _check_values(model)
     wanted = [p for p in parameters if p.requires_grad]
     if not wanted:
         raise SetupError(
@@ -152,13 +174,31 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return wanted
 
 
+def _check_values(model: nn.Module) -> None:
+    """Every parameter and buffer must hold numbers."""
+    name = type(model).__name__
+    held = [*model.named_parameters(), *model.named_buffers()]
+    if any(isinstance(tensor, (UninitializedParameter, UninitializedBuffer)) for _, tensor in held):
+        raise SetupError(
+            f"The model {name} has lazy layers whose sizes are not known yet. Show it one batch: `model(x)`."
+        )
+    empty = [path for path, tensor in held if tensor.is_meta]
+    if empty:
+        raise SetupError(
+            f"Of the parameters and buffers of {name}, {len(empty)} are on the meta device, the first is "
+            f"`{empty[0]}`: they have no values. Make the model on a real device, or call "
+            '`model.to_empty(device="cpu")` and initialize it.'
+        )
+
+
 def split(batch: Batch) -> tuple[tuple[Any, ...], Any]:
     """The inputs and the target of a batch `(x, y)` or `(x1, x2, ..., y)`."""
     if isinstance(batch, (tuple, list)) and len(batch) >= 2:
         return tuple(batch[:-1]), batch[-1]
+    keywords = "For a model that returns its `.loss`, leave out `loss_fn`. "
     raise BatchError(
-        f"A batch is `(x, y)` here, not {describe(batch)}. For anything else give the setup "
-        "`step=lambda model, batch: ...`, which returns the loss."
+        f"A batch is `(x, y)` here, not {describe(batch)}. {keywords if isinstance(batch, Mapping) else ''}"
+        "For anything else give the setup `step=lambda model, batch: ...`, which returns the loss."
     )
 
 
@@ -170,7 +210,8 @@ def describe(value: object) -> str:
     '(float32 [2, 3], int64 [2])'
     """
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        shape = "[nested]" if value.is_nested else list(value.shape)
+        return f"{str(value.dtype).removeprefix('torch.')} {shape}"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (tuple, list)) and len(value) <= 8:
@@ -178,37 +219,143 @@ def describe(value: object) -> str:
     return type(value).__name__
 
 
+def _check_callable(name: str, value: object) -> None:
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        raise SetupError(f"`{name}` is the class {value.__name__}: type `{value.__name__}()`.")
+    if value is not None and not callable(value) and not isinstance(value, Optimizer):
+        possible = {
+            "optimizer": "an optimizer, or a function of the parameters: `partial(torch.optim.SGD, lr=0.1)`",
+            "loss_fn": "a function of output and target, such as `nn.CrossEntropyLoss()`",
+        }.get(name, "a function")
+        raise SetupError(f"`{name}` is {possible}, not {value!r:.60}.")
+
+
+def _computed(value: object) -> Iterator[Tensor]:
+    """Tensors of an earlier forward pass that modules hold as attributes: they carry a graph."""
+    for part in _leaves(value):
+        for module in part.modules() if isinstance(part, nn.Module) else ():
+            held = (leaf for leaf in _leaves(vars(module)) if isinstance(leaf, Tensor))
+            yield from (tensor for tensor in held if not tensor.is_leaf)
+
+
+def _leaves(value: object) -> Iterator[object]:
+    """What nested tuples, lists and dicts hold."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+_MISFITS = (RuntimeError, TypeError, ValueError, IndexError)
+"""What torch raises where shapes, dtypes, devices or arguments do not fit."""
+
+
 def _forward(model: nn.Module, inputs: Any) -> Any:
     try:
         return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except _MISFITS as error:
+        arguments = "positional argument" in str(error) or "keyword argument" in str(error)
+        hint = _takes(model) if arguments else _hint(model, inputs, str(error))
         raise BatchError(
-            f"The model {type(model).__name__} cannot take the input {describe(inputs)}: {error}"
-            f"{_hint(inputs, str(error))}"
+            f"The model {type(model).__name__} cannot take the input {describe(inputs)}: {error}{hint}"
         ) from error
 
 
-def _hint(inputs: Any, error: str) -> str:
-    tensors = [x for x in inputs if isinstance(x, Tensor)] if isinstance(inputs, tuple) else []
-    if "type" in error and any(not (x.is_floating_point() or x.is_complex()) for x in tensors):
-        return "\nThe input holds integers. Layers other than embeddings take real numbers: type `x.float()`."
-    if "more than 1 value per channel" in error:
-        return "\nBatch normalization cannot train on a batch with a single row: take more rows."
-    if "index out of range" in error:
-        return "\nA number in the input is no row of an embedding: it needs `num_embeddings > x.max()`."
-    return ""
+def _call(step: Step, model: nn.Module, batch: Batch) -> object:
+    try:
+        return step(model, batch)
+    except _MISFITS as error:
+        raise BatchError(
+            f"`step(model, batch)` fails on the batch {describe(batch)}: {error}"
+            f"{_hint(model, batch, str(error))}"
+        ) from error
 
 
-def _compare(loss_fn: LossFn, output: Any, target: Any) -> Tensor:
+def _compare(loss_fn: LossFn, output: Any, target: Any) -> object:
     try:
         return loss_fn(output, target)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except _MISFITS as error:
         name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
         raise BatchError(
             f"The loss {name} cannot compare the output {describe(output)} with the target "
-            f"{describe(target)}: {error}\nCrossEntropyLoss takes outputs [batch, classes] and int64 class "
-            "numbers [batch]; MSELoss and BCEWithLogitsLoss take two float tensors of one shape."
+            f"{describe(target)}: {error}\n{_loss_hint(output, target, str(error))}"
         ) from error
+
+
+def _hint(model: nn.Module, inputs: Any, error: str) -> str:
+    """What to type, for the usual reasons why a forward pass fails."""
+    tensors = [leaf for leaf in _leaves(inputs) if isinstance(leaf, Tensor)]
+    weights = list(model.parameters())
+    integers = any(not (x.is_floating_point() or x.is_complex()) for x in tensors)
+    hints = (
+        ("be Tensor" in error, _no_tensor_hint(inputs)),
+        ('"forward"' in error, "Write its `forward`, or take `nn.Sequential`, which has one."),
+        ("'indices'" in error, "An embedding takes integers: type `x.long()`."),
+        ("device" in error, _unlike("device", tensors, weights)),
+        (
+            "type" in error and integers,
+            "The input holds integers. Layers other than embeddings take real numbers: type `x.float()`.",
+        ),
+        ("type" in error, _unlike("dtype", tensors, weights)),
+        (
+            "more than 1 value per channel" in error,
+            "Batch normalization cannot train on a batch with a single row: take more rows.",
+        ),
+        (
+            "index out of range" in error,
+            "A number in the input is no row of an embedding: it needs `num_embeddings > x.max()`.",
+        ),
+    )
+    return next((f"\n{hint}" for seen, hint in hints if seen and hint), "")
+
+
+def _loss_hint(output: Any, target: Any, error: str) -> str:
+    """What to type, for the usual reasons why a loss function fails."""
+    if output is None:
+        return "The model returned None: its `forward` needs a `return`."
+    if not isinstance(output, Tensor):
+        return "Pick what the loss takes: `loss_fn=lambda output, y: nn.CrossEntropyLoss()(output[0], y)`."
+    if not isinstance(target, Tensor):
+        return _no_tensor_hint(target)
+    if output.device != target.device:
+        return _unlike("device", [target], [output])
+    if "out of bounds" in error:
+        low, high = target.min().item(), target.max().item()
+        return f"Class numbers run from 0 to {output.shape[1] - 1} here; the target holds {low} to {high}."
+    return (
+        "CrossEntropyLoss takes outputs [batch, classes] and int64 class numbers [batch] (`y.long()`); "
+        "MSELoss and BCEWithLogitsLoss take two float tensors of one shape (`y.float()`)."
+    )
+
+
+def _no_tensor_hint(value: object) -> str:
+    if any(isinstance(leaf, str) for leaf in _leaves(value)):
+        return "It holds text: turn it into numbers first."
+    return "Give tensors: type `torch.as_tensor(x)`."
+
+
+def _takes(model: nn.Module) -> str:
+    names = ", ".join(inspect.signature(model.forward).parameters)
+    return (
+        f"\nIts forward takes ({names}). A batch `(x1, x2, y)` gives it x1 and x2, a dict each entry by its "
+        "name; for anything else give the setup `step=lambda model, batch: ...`."
+    )
+
+
+def _unlike(what: str, tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> str:
+    """Names the devices or dtypes of tensors that differ from those of the weights."""
+    given, wanted = (
+        {str(getattr(t, what)) for t in part if what == "device" or t.is_floating_point()}
+        for part in (tensors, weights)
+    )
+    if len(wanted) != 1 or given <= wanted:
+        return ""
+    other, own = ", ".join(sorted(given - wanted)), wanted.pop()
+    cure = own if what == "dtype" else f'"{own}"'
+    return f"The {what} of the batch is {other}, that of the model {own}: type `x.to({cure})`."
 
 
 def _own_loss(output: Any) -> Tensor:
@@ -223,5 +370,11 @@ def _own_loss(output: Any) -> Tensor:
 
 def _scalar(loss: object) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise BatchError(f"The loss must be one number, not {describe(loss)}. Take its mean.")
+        cure = "Take its mean." if isinstance(loss, Tensor) else "Return the loss alone, as a tensor."
+        raise BatchError(f"The loss must be one number, not {describe(loss)}. {cure}")
+    if not loss.is_floating_point():
+        raise BatchError(
+            f"The loss must be a real number, not {describe(loss)}. A count or a comparison has no gradient; "
+            "of a complex number take `.abs()` or `.real`."
+        )
     return loss.reshape(())

@@ -200,7 +200,8 @@ def _steep_interval(phi: Callable[[Tensor], Tensor]) -> tuple[float, float]:
 
 def _slope(phi: Callable[[Tensor], Tensor], x: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
     x = x.detach().clone().requires_grad_()
-    with torch.enable_grad():
+    own = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)  # not those of a checkpoint
+    with torch.enable_grad(), own:
         (slope,) = torch.autograd.grad(phi(x).sum(), x)
     return slope.abs()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
@@ -17,7 +20,7 @@ _ROWS = 128
 
 
 def as_batches(data: Any, limit: int | None = None) -> list[Any]:
-    """The batches in `data`, as a list; torch's global random state stays as it was.
+    """The batches in `data`, as a list; random generators, global or a loader's own, stay as they were.
 
     Args:
         data: one batch (a tensor, a dict, a tuple such as `(x, y)`, or a list of tensors), a `Data`
@@ -27,7 +30,7 @@ def as_batches(data: Any, limit: int | None = None) -> list[Any]:
         limit: take the first so many batches of an iterable. One without end needs it.
 
     Raises:
-        DataError: if there is no batch in it, or it is no batch and cannot be iterated.
+        DataError: if there is no batch in it, if it is no batch and cannot be iterated, or if it fails.
 
     Example:
         >>> x, y = torch.zeros(8, 3), torch.zeros(8, 1)
@@ -36,8 +39,8 @@ def as_batches(data: Any, limit: int | None = None) -> list[Any]:
     """
     if _is_batch(data):
         return [data]
-    with torch.random.fork_rng(devices=[]):
-        batches = list(islice(_iterable(data), limit))
+    with _same_randomness(data):
+        batches = _take(_iterable(data), limit)
     if not batches:
         raise DataError(
             "The loader is empty: it gave no batch. Check the length of its dataset, that "
@@ -46,16 +49,45 @@ def as_batches(data: Any, limit: int | None = None) -> list[Any]:
     return batches
 
 
-def check_batch(batch: Any) -> None:
+def _take(batches: Iterable[Any], limit: int | None) -> list[Any]:
+    try:
+        return list(islice(batches, limit))
+    except (RuntimeError, TypeError) as error:
+        raise DataError(
+            f"The loader gives no batch: {error}\nRows of different sizes need a `collate_fn` that pads them."
+        ) from error
+
+
+@contextmanager
+def _same_randomness(data: Any) -> Iterator[None]:
+    """Inside, random numbers may be drawn; afterwards all generators are where they were."""
+    batch_sampler = getattr(data, "batch_sampler", None)
+    samplers = (data, getattr(data, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    owned = (getattr(holder, "generator", None) for holder in samplers)
+    states = [(g, g.get_state()) for g in owned if isinstance(g, torch.Generator)]
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def check_batch(batch: Any, paired: bool = True) -> None:
     """Refuse a batch that nothing can be learnt from.
 
     Args:
         batch: tensors, alone or in tuples, lists and dicts. The last member of a tuple or list is the
             targets, the others are inputs. Integer inputs are allowed.
+        paired: whether two tensors are inputs and targets, so that they need as many rows. Targets may also
+            belong to the second dimension of a sequence (time first), or to each of its places, flattened.
 
     Raises:
-        DataError: if a tensor has no rows or holds NaN or infinite values, or if the inputs and targets
-            of a batch `(x, y)` differ in their number of rows.
+        DataError: if inputs or targets have no rows or no values, hold NaN or infinite values (other than
+            masks of zeros and minus infinity), or if those of `(x, y)` differ in their number of rows.
 
     Example:
         >>> check_batch((torch.zeros(8, 3), torch.zeros(8, dtype=torch.long)))
@@ -64,12 +96,17 @@ def check_batch(batch: Any) -> None:
         ...
         gradmend.errors.DataError: The inputs hold 1 value that is NaN or infinite, ...
     """
+    outermost = {id(member) for member in _members(batch)}  # further in, none found is an answer too
     for name, tensor in _named(batch):
-        if tensor.dim() > 0 and len(tensor) == 0:
-            raise DataError(f"The {name} of this batch have no rows: shape {list(tensor.shape)}.")
+        if id(tensor) in outermost and tensor.numel() == 0:
+            what = "rows" if tensor.shape[0] == 0 else "values"
+            raise DataError(f"The {name} of this batch have no {what}: shape {list(tensor.shape)}.")
+        if tensor.is_meta:
+            raise DataError(f"The {name} of this batch are on the meta device, so they have no values.")
         if tensor.is_floating_point() or tensor.is_complex():
             _check_finite(name, tensor)
-    _check_rows(batch)
+    if paired and _is_pair(batch):
+        _check_rows(*batch)
 
 
 def _is_batch(data: Any) -> bool:
@@ -92,17 +129,27 @@ def _iterable(data: Any) -> Iterable[Any]:
         raise DataError(
             "A dataset gives single rows, not batches. Give `DataLoader(dataset, batch_size=128)`."
         )
+    if isinstance(data, np.ndarray):
+        raise DataError("A batch holds tensors, not numpy arrays. Give `(torch.as_tensor(x), ...)`.")
     if isinstance(data, str) or not isinstance(data, Iterable):
         raise DataError(
             f"{data!r:.60} ({type(data).__name__}) is neither a batch nor an iterable of batches. Give "
-            '`(x, y)`, a DataLoader, or `load("digits")`.'
+            '`(x, y)`, a DataLoader, or `load("digits")`; a batch of a class of your own goes into a list.'
         )
     return data
 
 
+def _members(batch: Any) -> list[Any]:
+    if isinstance(batch, Mapping):
+        return list(batch.values())
+    return list(batch) if isinstance(batch, (tuple, list)) else [batch]
+
+
 def _named(batch: Any, name: str = "inputs") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a batch with the name of its place."""
-    if isinstance(batch, Tensor):
+    """Every tensor of a batch with the name of its place; of ragged and sparse ones what they hold."""
+    if isinstance(batch, Tensor) and batch.is_nested:
+        yield from ((name, member) for member in batch.unbind())
+    elif isinstance(batch, Tensor):
         yield name, batch
     elif isinstance(batch, Mapping):
         for key, member in batch.items():
@@ -114,24 +161,39 @@ def _named(batch: Any, name: str = "inputs") -> Iterator[tuple[str, Tensor]]:
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
-    bad = ~tensor.isfinite()
+    values = _values(tensor)
+    bad = ~values.isfinite()
     found = int(bad.sum())
-    if found == 0:
+    if found == 0 or _is_mask(values, bad):
         return
     where = bad.nonzero()[0].tolist()
     place = f"row {where[0]}, column {where[1]}" if len(where) == 2 else f"position {where}"
-    values = "1 value that is" if found == 1 else f"{found} values that are"
+    holds = "1 value that is" if found == 1 else f"{found} values that are"
     raise DataError(
-        f"The {name} hold {values} NaN or infinite, the first in {place} (counted from 0). NaN spreads to "
+        f"The {name} hold {holds} NaN or infinite, the first in {place} (counted from 0). NaN spreads to "
         "everything computed from it: drop or fill these rows before training."
     )
 
 
-def _check_rows(batch: Any) -> None:
-    if not _is_pair(batch) or batch[0].dim() == 0 or batch[1].dim() == 0:
+def _is_mask(values: Tensor, bad: Tensor) -> bool:
+    """Whether it is made to be added before a softmax: nothing but zero and minus infinity."""
+    return not values.is_complex() and bool(torch.where(bad, values == -torch.inf, values == 0).all())
+
+
+def _values(tensor: Tensor) -> Tensor:
+    """What a sparse tensor holds beside its zeros; any other as it is."""
+    if tensor.layout == torch.strided:
+        return tensor
+    return tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()
+
+
+def _check_rows(x: Tensor, y: Tensor) -> None:
+    if x.dim() == 0 or y.dim() == 0:
         return
-    inputs, targets = map(len, batch)
-    if inputs != targets:
+    inputs, targets = x.size(0), y.size(0)
+    sequences = not x.is_nested and (x.dim() > 2 or (x.dim() == 2 and not x.is_floating_point()))
+    places = {x.shape[1], inputs * x.shape[1]} if sequences else set()
+    if inputs != targets and targets not in places:
         raise DataError(
             f"The batch has {inputs} rows of inputs, but {targets} of targets. They must be as many: "
             "one target per row."

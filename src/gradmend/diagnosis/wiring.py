@@ -15,17 +15,25 @@ _LOGITS_LOSSES = ("cross_entropy", "binary_cross_entropy_with_logits")
 
 
 def non_finite(profile: Profile) -> Finding | None:
-    """Values are NaN or infinite: names the first site forward, else the first one backward."""
-    forward = [r for r in profile.sites if not math.isfinite(r.rms)]
-    backward = [r for r in reversed(profile.sites) if not r.finite]
+    """Values are NaN or infinite: names the first site forward, else the loss, else the first one backward.
+
+    An error if it reaches the loss or a parameter's gradient. Minus infinity in a mask does not, nor does the
+    infinite slope of a root where a ReLU cuts it off.
+    """
+    gradients = [p.gradient for p in profile.parameters if p.gradient is not None]
+    sound = math.isfinite(profile.loss)
+    fatal = not sound or not all(map(math.isfinite, gradients))
+    forward = [r for r in profile.sites if fatal and not math.isfinite(r.rms)]
+    slopes = [r for r in reversed(profile.sites) if sound and r.gradient is not None]
+    backward = [r for r in slopes if not math.isfinite(r.gradient or 0.0)]
     culprit = next(iter(forward or backward), None)
-    if culprit is None and math.isfinite(profile.loss):
+    if culprit is None and not fatal:
         return None
     place = f"{culprit.site.function} at {culprit.site.name}" if culprit else "the loss"
     way = "output" if forward or not backward else "gradient"
     return Finding(
         Cause.NON_FINITE,
-        Severity.ERROR,
+        Severity.ERROR if fatal else Severity.WARNING,
         f"The first {way} that is not a finite number comes from {place}.",
         sites=(culprit.site.name,) if culprit else (),
         where=_where([culprit] if culprit else []),
@@ -52,7 +60,11 @@ def not_in_optimizer(profile: Profile) -> Finding | None:
 
 def no_gradient(profile: Profile) -> Finding | None:
     """Parameters that want a gradient get none: the loss does not depend on them."""
-    lost = [p for p in profile.parameters if p.gradient is None and not p.frozen]
+    wanting = [p for p in profile.parameters if not p.frozen]
+    if all(p.gradient == 0 for p in wanting if p.gradient is not None):
+        what = "get a gradient of exactly zero"
+        return _parameters(wanting, Cause.NO_GRADIENT, Severity.ERROR, what)
+    lost = [p for p in wanting if p.gradient is None]
     return _parameters(
         lost, Cause.NO_GRADIENT, Severity.WARNING, "are not reached by the gradient of the loss"
     )
