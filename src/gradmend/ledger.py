@@ -11,9 +11,6 @@ from torch import Tensor
 Key: TypeAlias = int | str
 Numbers: TypeAlias = dict[tuple[str, Key], list[float]]
 
-_HEIGHT, _SPACE, _SMALL = 32, 2**18, 2**16
-"""A pile is reduced when it holds so many tensors, or so many values; larger tensors are reduced at once."""
-
 
 class Ledger:
     """Numbers by group and key."""
@@ -49,10 +46,12 @@ class Pile:
 
     Args:
         reduce: takes a tensor [places, *shape] and the places' keys.
+        height: of how many tensors; the space for them is the cost in memory.
     """
 
-    def __init__(self, reduce: Callable[[Tensor, Sequence[Key]], None]) -> None:
+    def __init__(self, reduce: Callable[[Tensor, Sequence[Key]], None], height: int) -> None:
         self._reduce = reduce
+        self._height = height
         self._keys: list[Key] = []
         self._space: Tensor | None = None
         self._slots: Sequence[Tensor] = ()
@@ -62,12 +61,8 @@ class Pile:
 
     def add(self, key: Key, x: Tensor) -> None:
         """Keep a copy of a tensor until the pile is high enough; all must be of one shape."""
-        if x.numel() > _SMALL:
-            self._reduce(real(x)[None], (key,))
-            return
         if self._space is None:
-            height = max(1, min(_HEIGHT, _SPACE // max(1, x.numel())))
-            self._space = torch.empty((height, *x.shape), dtype=_precision(x), device=x.device)
+            self._space = torch.empty((self._height, *x.shape), dtype=_precision(x), device=x.device)
             self._slots = self._space.unbind(0)
         elif len(self._keys) == len(self._slots):
             self.reduce()

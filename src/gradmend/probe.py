@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from gradmend import stats
 from gradmend.anatomy import Site
 from gradmend.data import as_batches, check_batch
 from gradmend.errors import BatchError
+from gradmend.gauge import Gauge, moments, sure
 from gradmend.harmless import uncollected, undisturbed, untouched, untrained
 from gradmend.inside import Inside, attended, drift
 from gradmend.kinds import tensors_in
@@ -58,7 +59,8 @@ def measure(setup: Setup, batches: Batch | Iterable[Batch]) -> Profile:
         with undisturbed(setup.model):
             optimizer = setup.build_optimizer() if setup.optimizer is not None else None
             steps = [_Step(setup, batch, optimizer if i == 0 else None) for i, batch in enumerate(given)]
-        return _assemble(optimizer, given, steps)
+        profile = _assemble(optimizer, given, steps)
+    return replace(profile, compiled=_compiled(setup.model))
 
 
 _NOTHING, _UNREACHED = [math.nan], (math.nan,) * 3
@@ -71,9 +73,11 @@ class _Step:
 
     def __init__(self, setup: Setup, batch: Batch, optimizer: Optimizer | None) -> None:
         self._ledger = Ledger()
-        self._signals: dict[object, Pile] = {}
-        self._slopes: dict[object, Pile] = {}
-        self._last: tuple[Site, Tensor, int, Pile] | None = None
+        self._signals = Gauge(partial(self._size, "moments"), self._look)
+        self._outputs: dict[int, Gauge] = {}
+        self._slopes = Gauge(partial(self._size, "gradient"), self._look_at_slope)
+        self._output_slopes = Gauge(partial(self._size, "gradient"), None)
+        self._last: tuple[Site, Tensor, int, Pile | None] | None = None
         self._readers: dict[Key, list[tuple[int, tuple[float, float]]]] = {}
         self._opened = self._backward = False
         self._recorder = Recorder(setup.model, self._before, self._after)
@@ -82,14 +86,16 @@ class _Step:
         with self._recorder.watching(batch), untrained(setup.model):
             loss = setup.loss(batch)
         self._last = None
-        _reduce_all(self._signals)
+        for gauge in (self._signals, *self._outputs.values()):
+            gauge.finish()
         self.anatomy = self._recorder.anatomy()
         self.parameters = parameters = dict(named_parameters(setup.model))
         self._backward = True
         sparse, others = _gradients(parameters, self.inside.watched, loss)
         gradients = {name: g.to_dense() if g.is_sparse else g for name, g in sparse.items()}
         self.inside.after_backward(others)
-        _reduce_all(self._slopes)
+        self._slopes.finish()
+        self._output_slopes.finish()
         self._ledger.add("loss", [""], loss.detach()[None])
         self._add_parameters(parameters, gradients)
         if optimizer is not None and (found := updates(setup, optimizer, sparse)):
@@ -115,7 +121,7 @@ class _Step:
         index = len(self._recorder.sites)
         if self._last is not None:
             site, output, version, pile = self._last
-            if output is signal and signal._version == version and site.index in pile:
+            if output is signal and signal._version == version and pile and site.index in pile:
                 self._readers.setdefault(site.index, []).append((index, steep))
                 return
         rows = stats.some_samples(real(signal.detach()).flatten(1))
@@ -126,13 +132,8 @@ class _Step:
         if not _readable(output):
             return
         active = call.activation is not None
-        x = _samples_first(output, site.batch_dim)
-        kind = (x.shape, x.dtype, x.device, active, site.unit_dim)
-        pile = self._signals.get(kind)
-        if pile is None:
-            look = partial(self._look_at_output, site.unit_dim) if active else self._look
-            pile = self._signals[kind] = Pile(look)
-        pile.add(site.index, x)
+        gauge = self._output_gauge(site.unit_dim) if active else self._signals
+        pile = gauge.put(site.index, _samples_first(output, site.batch_dim))
         self._last = (site, output, output._version, pile)
         self.inside.after(call, site, output)
         weight = call.weight
@@ -140,22 +141,27 @@ class _Step:
             square = stats.norm(weight.detach()).square() / weight.numel()
             self._ledger.add("weight", [site.index], square[None])
         if output.requires_grad:
-            output.register_hook(partial(self._after_backward, site, kind[:-1]))  # type: ignore[no-untyped-call]
+            hook = partial(self._after_backward, site, self._output_slopes if active else self._slopes)
+            output.register_hook(hook)  # type: ignore[no-untyped-call]
 
-    def _after_backward(self, site: Site, kind: tuple[Any, ...], gradient: Tensor) -> None:
-        if not self._backward:  # of a loss that takes gradients itself
-            return
-        pile = self._slopes.get(kind)
-        if pile is None:
-            active = kind[-1]
-            pile = self._slopes[kind] = Pile(self._look_at_size if active else self._look_at_slope)
-        pile.add(site.index, _samples_first(gradient, site.batch_dim))
+    def _after_backward(self, site: Site, gauge: Gauge, gradient: Tensor) -> None:
+        if self._backward:  # and not that of a loss that takes gradients itself
+            gauge.put(site.index, _samples_first(gradient, site.batch_dim))
 
-    def _look(self, x: Tensor, keys: Sequence[Key]) -> None:
+    def _output_gauge(self, unit_dim: int) -> Gauge:
+        if unit_dim not in self._outputs:
+            self._outputs[unit_dim] = Gauge(partial(self._size_of_output, unit_dim), self._look_at_output)
+        return self._outputs[unit_dim]
+
+    def _size(self, group: str, x: Tensor, keys: Sequence[Key]) -> None:
+        self._ledger.add(group, keys, moments(x.flatten(2)))
+
+    def _size_of_output(self, unit_dim: int, x: Tensor, keys: Sequence[Key]) -> None:
+        self._size("moments", x, keys)
+        self._ledger.add("silent", keys, stats.silent_units(x, unit_dim))
+
+    def _look(self, rows: Tensor, keys: Sequence[Key]) -> None:
         """Signals, and how flat the activations are that read them."""
-        flat = x.flatten(2)
-        self._ledger.add("moments", keys, _moments(flat))
-        rows = stats.some_samples(flat)
         self._ledger.add("signal", keys, stats.sample_sums(rows))
         places: dict[tuple[float, float], list[tuple[int, int]]] = {}
         for place, key in enumerate(keys):
@@ -165,19 +171,12 @@ class _Step:
             chosen = rows if len(found) == len(rows) else rows[[place for place, _ in found]]
             self._ledger.add("flat", [index for _, index in found], stats.flat_fraction(chosen, steep))
 
-    def _look_at_output(self, unit_dim: int, x: Tensor, keys: Sequence[Key]) -> None:
+    def _look_at_output(self, rows: Tensor, keys: Sequence[Key]) -> None:
         """Outputs of activations: cosine and rank are known of their inputs."""
-        flat = x.flatten(2)
-        self._ledger.add("moments", keys, _moments(flat))
-        self._ledger.add("nonzero", keys, stats.nonzero_share(stats.some_samples(flat)))
-        self._ledger.add("silent", keys, stats.silent_units(x, unit_dim))
+        self._ledger.add("nonzero", keys, stats.nonzero_share(rows))
 
-    def _look_at_slope(self, g: Tensor, keys: Sequence[Key]) -> None:
-        self._look_at_size(g, keys)
-        self._ledger.add("slopes", keys, stats.sample_sums(stats.some_samples(g.flatten(2))))
-
-    def _look_at_size(self, g: Tensor, keys: Sequence[Key]) -> None:
-        self._ledger.add("gradient", keys, _moments(g.flatten(2)))
+    def _look_at_slope(self, rows: Tensor, keys: Sequence[Key]) -> None:
+        self._ledger.add("slopes", keys, stats.sample_sums(rows))
 
     def _add_parameters(self, parameters: dict[str, nn.Parameter], gradients: dict[str, Tensor]) -> None:
         """Norms of values and gradients, and whether the first two rows begin alike."""
@@ -196,11 +195,17 @@ class _Step:
             same = stats.rows_equal(parameters[name].detach()) & stats.rows_equal(gradients[name])
             numbers["alike", name] = [float(same)]
         for group, tensors in (("value", parameters), ("slope", gradients)):
-            unsure = {name: x.detach() for name, x in tensors.items() if not _sure(numbers[group, name][0])}
+            unsure = {name: x.detach() for name, x in tensors.items() if not sure(numbers[group, name][0])}
             if unsure:
                 norms = _norms(unsure, torch.float64).tolist()
                 numbers |= {(group, name): [norm] for name, norm in zip(unsure, norms, strict=True)}
         return numbers
+
+
+def _compiled(model: nn.Module) -> bool:
+    modules = list(model.modules())
+    whole = any(type(module).__name__ == "OptimizedModule" for module in modules)
+    return whole or any(module._compiled_call_impl is not None for module in modules)
 
 
 def _readable(signal: Tensor) -> bool:
@@ -212,35 +217,6 @@ def _readable(signal: Tensor) -> bool:
 def _samples_first(x: Tensor, batch_dim: int) -> Tensor:
     x = x.detach()
     return x.movedim(batch_dim, 0) if batch_dim else x
-
-
-def _reduce_all(piles: dict[object, Pile]) -> None:
-    for pile in piles.values():
-        pile.reduce()
-    piles.clear()
-
-
-def _sure(norm: float) -> bool:
-    """Whether float32 can hold the squares of values of this size, and all that matters beside them."""
-    return 1e-12 < norm < 1e15
-
-
-def _moments(x: Tensor) -> Tensor:
-    """Sum and norm of each [B, n], scaled first where float32 is too small or too coarse for the squares."""
-    norms = _norm(x)
-    on_host = x.device.type == "cpu"  # where a number can be looked at without waiting for the device
-    if x.dtype == torch.float64 or (on_host and all(map(_sure, norms.tolist()))):
-        return torch.stack([x.sum((1, 2)), norms], dim=1)
-    largest = torch.maximum(x.amax((1, 2), keepdim=True), -x.amin((1, 2), keepdim=True))
-    largest = torch.where(largest > 0, largest, 1)
-    x = x / largest
-    return torch.stack([x.sum((1, 2)), _norm(x)], dim=1).double() * largest[:, 0]
-
-
-def _norm(x: Tensor) -> Tensor:
-    """By rows first, which is three times as fast as all at once."""
-    norm: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(x, dim=2), dim=1)
-    return norm
 
 
 def _norms(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> Tensor:

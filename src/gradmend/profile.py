@@ -33,6 +33,7 @@ class Profile(Printable):
         inputs: what the first layer gets; None where no layer with weights comes first.
         samples: how many samples were measured.
         response: how the loss answers to steps, if that was measured.
+        compiled: whether the model, or a part of it, is compiled; it is measured as it was written.
     """
 
     anatomy: Anatomy
@@ -42,6 +43,7 @@ class Profile(Printable):
     inputs: InputReading | None
     samples: int
     response: Response | None = None
+    compiled: bool = False
 
     def weighted(self) -> list[Reading]:
         """The readings at the pre-activations, in the order of execution."""
@@ -86,7 +88,8 @@ class Profile(Printable):
 
     def __rich__(self) -> RenderableType:
         title = f"loss {number(self.loss, 4)}, {self.samples} samples, {len(self.sites)} sites"
-        return Group(Text(title), depth_picture(self))
+        note = [Text("Compiled: measured as it was written.", style="dim")] if self.compiled else []
+        return Group(Text(title), depth_picture(self), *note)
 
 
 def depth_picture(profile: Profile) -> RenderableType:
