@@ -61,7 +61,7 @@ def test_a_profile_of_nothing_prints() -> None:
             self.w = nn.Parameter(torch.ones(8))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return (x * self.w).sum(1)
+            return (x.square() + self.w).sum(1)
 
     setup = gm.Setup(Bare(), nn.MSELoss(), ADAM)
     diagnosis = gm.diagnose(setup, (torch.randn(32, 8), torch.randn(32)))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -209,8 +210,8 @@ def test_threads_are_chosen_on_a_copy() -> None:
 def test_threads_return_after_an_error() -> None:
     class Uncopied(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            self.kept = super().forward(x)
-            return self.kept
+            self.kept = SimpleNamespace(output=super().forward(x))
+            return self.kept.output
 
     model = Uncopied(8, 3)
     model(torch.zeros(2, 8))

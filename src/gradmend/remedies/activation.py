@@ -95,8 +95,9 @@ def _between_layers(anatomy: Anatomy, site: Site) -> bool:
 
 
 def _is_gate(anatomy: Anatomy, site: Site) -> bool:
-    """Whether a bounded activation is mixed with another signal before the next site reads it."""
-    mixed = [set(reader.inputs) - set(reader.direct) for reader in anatomy.readers(site.index)]
+    """Whether a bounded activation multiplies another signal, or is mixed with one on the way to the next site."""
+    readers = anatomy.readers(site.index)
+    mixed = [set(r.inputs) if r.kind == "product" else set(r.inputs) - set(r.direct) for r in readers]
     return site.function in _GATES and any(site.index in signals and len(signals) > 1 for signals in mixed)
 
 
