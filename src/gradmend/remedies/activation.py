@@ -95,7 +95,7 @@ def _between_layers(anatomy: Anatomy, site: Site) -> bool:
 
 
 def _is_gate(anatomy: Anatomy, site: Site) -> bool:
-    """Whether a bounded activation multiplies another signal, or is mixed with one on the way to the next site."""
+    """Whether a bounded activation multiplies another signal, or is mixed with one before the next site."""
     readers = anatomy.readers(site.index)
     mixed = [set(r.inputs) if r.kind == "product" else set(r.inputs) - set(r.direct) for r in readers]
     return site.function in _GATES and any(site.index in signals and len(signals) > 1 for signals in mixed)
