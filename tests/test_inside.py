@@ -1,5 +1,6 @@
 """What goes on within recurrent, attention and normalization calls, seen through `measure`."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -203,3 +204,18 @@ def test_samples_are_told_from_steps() -> None:
         assert one.cosine == pytest.approx(other.cosine, rel=1e-4, nan_ok=True)
         if one.gradient_cosine is not None:
             assert one.gradient_cosine == pytest.approx(other.gradient_cosine, rel=1e-3)
+
+
+def test_no_tensor_outlives_the_measurement() -> None:
+    """Though the profile does: gradients are as large as the model."""
+    batch = sequences()
+    model = Tagger(nn.GRU(5, 8, batch_first=True), 8)
+    kept = [measured(model, batch)]
+
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(thing, Tensor) for thing in gc.get_objects())
+
+    before = alive()
+    kept.append(measured(model, batch))
+    assert alive() == before

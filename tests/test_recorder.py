@@ -391,22 +391,6 @@ def test_losses_are_noted_with_what_feeds_them() -> None:
     assert loss.target_dtype == "int64"
 
 
-@pytest.mark.parametrize(
-    ("forward", "reason"),
-    [
-        (lambda m, x: x + torch.relu(m.l(x)), "does not simply follow"),
-        (lambda m, x: torch.relu(m.c(x.unsqueeze(1))), "no formula for conv1d"),
-        (lambda m, x: m.l(F.dropout(m.l(x), 0.1)), "no formula for dropout"),
-        (lambda m, x: m.l(torch.relu(torch.relu(m.l(x)))), "no formula for relu"),
-        (lambda m, x: x.relu(), "no formula for relu"),
-        (lambda m, x: x * 2, "no formula for mul"),
-    ],
-)
-def test_stack_says_why_it_is_none(forward: Any, reason: str) -> None:
-    found = anatomy(Net(forward, l=nn.Linear(8, 8), c=nn.Conv1d(1, 2, 3)), blobs()[0])
-    assert reason in str(found.stack())
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_reading_leaves_results_alone(kind: str) -> None:
     setup, batch = setups()[kind]

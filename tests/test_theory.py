@@ -15,7 +15,7 @@ from torch import nn
 
 from gradmend import theory
 from gradmend.errors import GradmendError, SetupError
-from gradmend.theory import Layer, critical, expectation, output_moment, predict, slope_moment
+from gradmend.theory import critical, expectation, output_moment, slope_moment
 from twins import ACTIVATIONS
 
 COSINES = (-1.0, -0.9, -0.3, 0.0, 0.5, 0.99, 0.999999, 1.0)
@@ -234,9 +234,6 @@ def test_correlation_map_stays_a_cosine_and_keeps_one(name: str, c: float, q: fl
         (lambda: theory.fixed_point(torch.tanh, -1.0), "`weight_variance`"),
         (lambda: critical(torch.tanh, math.nan), "`bias_variance`"),
         (lambda: theory.correlation_map(torch.tanh, 1.5, 1.0, 1.0), "`c` is a cosine"),
-        (lambda: predict([Layer(torch.tanh, 1.0)], 1.0, -2.0), "`c0` is a cosine"),
-        (lambda: predict([], 1.0, 0.0), "one layer at least"),
-        (lambda: Layer(torch.tanh, -1.0), "`weight_variance`"),
         (lambda: theory.norm_factor(torch.relu, "bacth"), "Did you mean 'batch'"),
         (lambda: theory.norm_factor(torch.relu, "batch", 3), "4 samples"),
         (lambda: theory.norm_factor(torch.relu, "rms", q=-1.0), "`q`"),

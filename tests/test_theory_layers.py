@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradmend import theory
-from gradmend.theory import Layer
+from gradmend.theory import Elementwise, Linear, Signal, propagate
 from twins import ACTIVATIONS, dense, gaussian, growth, linear
 
 WIDTH = 256
@@ -237,14 +237,15 @@ def test_weight_gradients_in_random_networks(name: str) -> None:
             x = (phi(x) if layer else x) @ weight
         loss = (x * gaussian(1, width)).sum() / batch_size  # a mean over samples, the same gradient for each
         squares += torch.stack([g.square().sum() for g in torch.autograd.grad(loss, weights)]) / seeds
-    path = theory.predict([Layer(phi, 2.0)] * depth, 1.0, cosine)
+    path = propagate([Linear(2.0), Elementwise(phi)] * depth, Signal(1.0, gap=1 - cosine))
+    lengths, cosines = path.lengths[::2], path.cosines[::2]
     gradient = gradient_cross = float(width)
     for layer in reversed(range(depth)):
         signal, signal_cross = float(width), width * cosine
         if layer:
-            q, c = path.q[layer - 1], path.cosine[layer - 1]
+            q, c = lengths[layer - 1], cosines[layer - 1]
             signal = width * theory.output_moment(phi, q)
-            signal_cross = width * path.q[layer] * path.cosine[layer] / 2
+            signal_cross = width * lengths[layer] * cosines[layer] / 2
         expected = theory.squared_weight_gradient(gradient, signal, gradient_cross, signal_cross, batch_size)
         # Repeated with eight other seeds, it was off by 9 % at most.
         assert float(squares[layer]) == pytest.approx(expected, rel=0.15)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gradmend import theory
-from gradmend.theory import Layer, critical, predict, slope_moment
+from gradmend.theory import Elementwise, Linear, Signal, critical, propagate, slope_moment
 from twins import ACTIVATIONS, LEAKY, dense, gaussian
 
 names = st.sampled_from(sorted(ACTIVATIONS))
@@ -48,7 +48,8 @@ def test_the_length_map_iterated_arrives_at_the_fixed_point(
     phi = ACTIVATIONS[name]
     fixed = theory.fixed_point(phi, weight_variance, bias_variance)
     at_one = (1 - bias_variance) / weight_variance  # the input after which the first q is 1
-    q = predict([Layer(phi, weight_variance, bias_variance)] * 301, at_one, 1.0).q[-1]
+    layers = [Linear(weight_variance, bias_variance), Elementwise(phi)] * 301
+    q = propagate(layers, Signal(at_one, gap=0.0)).lengths[-2]
     if abs(theory.length_slope(phi, min(max(fixed, 1e-9), 1e9), weight_variance) - 1) > 0.1:
         assert fixed == pytest.approx(q, rel=1e-6, abs=1e-9) or math.isinf(fixed) == (q > 1e9)
 

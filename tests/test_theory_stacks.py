@@ -8,27 +8,31 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from gradmend import theory
-from gradmend.theory import Layer, predict
+from gradmend.theory import Elementwise, Gradient, Linear, Rule, Signal, propagate
 from twins import ACTIVATIONS
-
-qs = st.floats(-6, 6).map(lambda exponent: 10.0**exponent)
-names = st.sampled_from(sorted(ACTIVATIONS))
-few = settings(max_examples=30, deadline=None)
-
-
-# -- whole stacks ---------------------------------------------------------------------------------------
 
 WIDTH = 512
 VARIANCES = {"small": WIDTH * 0.01**2, "unit": WIDTH * 1.0, "default": 1 / 3, "xavier": 1.0, "he": 2.0}
 
 
+def stack(
+    phi: theory.Activation, weight_variance: float, depth: int, bias_variance: float = 0.0
+) -> list[Rule]:
+    """Its pre-activations are at every second place."""
+    layers = [Linear(weight_variance, bias_variance), Elementwise(phi)] * depth
+    return layers[:-1]
+
+
+def decades(found: theory.Prediction) -> float:
+    """log10(|d_1| / |d_L|)."""
+    return found.log_gradients[0] / math.log(100)
+
+
 @pytest.mark.parametrize(
-    ("name", "chis", "decades"),
+    ("name", "chis", "logs"),
     [
         ("sigmoid", (0.00318, 2.170, 0.0200, 0.0556, 0.1006), (-124, 17, -84, -62, -49)),
         ("tanh", (0.0512, 12.25, 0.331, 0.952, 1.096), (-64, 54, -24, -1.1, 2.0)),
@@ -40,20 +44,18 @@ VARIANCES = {"small": WIDTH * 0.01**2, "unit": WIDTH * 1.0, "default": 1 / 3, "x
         ("silu", (0.0128, 256, 0.0836, 0.2520, 0.515), (-94, 119, -53, -30, -14)),
     ],
 )
-def test_gradients_over_100_layers(name: str, chis: tuple[float, ...], decades: tuple[float, ...]) -> None:
+def test_gradients_over_100_layers(name: str, chis: tuple[float, ...], logs: tuple[float, ...]) -> None:
     """The column of orthogonal weights is that of Xavier: fan_in x Var(W) = 1 in both."""
-    for weight_variance, chi, decade in zip(VARIANCES.values(), chis, decades, strict=True):
-        log_gradient = predict([Layer(ACTIVATIONS[name], weight_variance)] * 100, 1.0, 0.0).log_gradient
+    for weight_variance, chi, log in zip(VARIANCES.values(), chis, logs, strict=True):
+        found = propagate(stack(ACTIVATIONS[name], weight_variance, 100), Signal(1.0, gap=1.0))
         # The reference is a mean over layers that starts elsewhere, which shows in the third digit.
-        assert math.exp(log_gradient[0] / 99) == pytest.approx(chi, rel=4e-3)
-        assert log_gradient[0] / math.log(10) / 2 == pytest.approx(
-            decade, abs=0.06 if abs(decade) < 10 else 0.6
-        )
-        assert log_gradient[-1] == 0
+        assert math.exp(found.log_gradients[0] / 99) == pytest.approx(chi, rel=4e-3)
+        assert decades(found) == pytest.approx(log, abs=0.06 if abs(log) < 10 else 0.6)
+        assert found.log_gradients[-1] == 0
 
 
 @pytest.mark.parametrize(
-    ("name", "chi", "decades"),
+    ("name", "chi", "log"),
     [
         ("relu", 1 / 6, -19),
         ("tanh", 1 / 3, -12),
@@ -62,16 +64,16 @@ def test_gradients_over_100_layers(name: str, chis: tuple[float, ...], decades: 
         ("sigmoid", 0.02, -42),
     ],
 )
-def test_the_default_of_torch_vanishes(name: str, chi: float, decades: float) -> None:
+def test_the_default_of_torch_vanishes(name: str, chi: float, log: float) -> None:
     """`nn.Linear` has fan_in x Var(W) = 1/3."""
-    logs = predict([Layer(ACTIVATIONS[name], 1 / 3)] * 50, 1.0, 0.0).log_gradient
-    assert math.exp(logs[-2]) == pytest.approx(chi, rel=2e-3)
-    assert logs[0] / math.log(10) / 2 == pytest.approx(decades, abs=0.5)
+    found = propagate(stack(ACTIVATIONS[name], 1 / 3, 50), Signal(1.0, gap=1.0))
+    assert math.exp(found.log_gradients[-3]) == pytest.approx(chi, rel=2e-3)
+    assert decades(found) == pytest.approx(log, abs=0.5)
 
 
 def test_selu_explodes_slowly() -> None:
-    logs = predict([Layer(torch.selu, 1.0)] * 101, 1.0, 0.0).log_gradient
-    assert math.exp(logs[0]) == pytest.approx(1005, rel=1e-3)
+    found = propagate(stack(torch.selu, 1.0, 101), Signal(1.0, gap=1.0))
+    assert math.exp(found.log_gradients[0]) == pytest.approx(1005, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -82,35 +84,35 @@ def test_tailored_leaky_relu_keeps_inputs_apart(depth: int, slope: float) -> Non
     """Zhang, Botev, Martens, Deep learning without shortcuts, 2022: cosine 0.9 where ReLU comes near 1."""
     phi = partial(F.leaky_relu, negative_slope=slope)
     output = (1 + slope**2) / 2
-    tailored = predict([Layer(phi, 1 / output)] * (depth + 1), output, 0.0)
-    assert tailored.cosine[-1] == pytest.approx(0.9, abs=1e-6)
-    assert tailored.q[-1] == pytest.approx(1, rel=1e-9)
-    assert tailored.log_gradient[0] == pytest.approx(0, abs=1e-9)
+    tailored = propagate(stack(phi, 1 / output, depth + 1), Signal(output, gap=1.0))
+    assert tailored.cosines[-1] == pytest.approx(0.9, abs=1e-6)
+    assert tailored.lengths[-1] == pytest.approx(1, rel=1e-9)
+    assert tailored.log_gradients[0] == pytest.approx(0, abs=1e-9)
 
 
 def test_inputs_collapse_in_relu_networks() -> None:
-    cosine = predict([Layer(torch.relu, 2.0)] * 101, 1.0, 0.0).cosine
-    assert (cosine[50], cosine[100]) == pytest.approx((0.988, 0.996), abs=5e-4)
+    cosines = propagate(stack(torch.relu, 2.0, 101), Signal(1.0, gap=1.0)).cosines[::2]
+    assert (cosines[50], cosines[100]) == pytest.approx((0.988, 0.996), abs=5e-4)
 
 
-def stack(x: Tensor, layer: Layer, depth: int) -> list[Tensor]:
+def play(x: Tensor, phi: theory.Activation, layer: Linear, depth: int) -> list[Tensor]:
     """The pre-activations of a real random network, all of one width."""
     hidden = [x]
     for index in range(depth):
-        signal = layer.phi(hidden[-1]) if index and layer.phi else hidden[-1]
+        signal = phi(hidden[-1]) if index else hidden[-1]
         weight = torch.randn(WIDTH, WIDTH, dtype=torch.float64) * math.sqrt(layer.weight_variance / WIDTH)
         bias = torch.randn(WIDTH, dtype=torch.float64) * math.sqrt(layer.bias_variance)
         hidden.append(signal @ weight.T + bias)
     return hidden[1:]
 
 
-def observe(layer: Layer, depth: int) -> Tensor:
+def observe(phi: theory.Activation, layer: Linear, depth: int) -> Tensor:
     """ln q, cosine and ln(|d_l|^2 / |d_L|^2) of every layer of one random network."""
     x = torch.randn(2, WIDTH, dtype=torch.float64)
     x[1] = 0.6 * x[0] + 0.8 * x[1]
     x = F.normalize(x) * math.sqrt(WIDTH)
     x.requires_grad_()
-    hidden = stack(x, layer, depth)
+    hidden = play(x, phi, layer, depth)
     cotangent = torch.randn(2, WIDTH, dtype=torch.float64)
     gradients = torch.autograd.grad(hidden[-1], hidden, cotangent)
     lengths = torch.stack([h.square().mean().log() for h in hidden])
@@ -138,26 +140,22 @@ def test_predictions_against_real_networks(
     name: str, weight_variance: float, bias_variance: float, depth: int
 ) -> None:
     torch.manual_seed(0)
-    seeds = 5
-    layer = Layer(ACTIVATIONS[name], weight_variance, bias_variance)
-    lengths, cosines, gradients = torch.stack([observe(layer, depth) for _ in range(seeds)]).mean(0)
-    prediction = predict([layer] * depth, 1.0, 0.6)
+    seeds, phi = 5, ACTIVATIONS[name]
+    layer = Linear(weight_variance, bias_variance)
+    lengths, cosines, gradients = torch.stack([observe(phi, layer, depth) for _ in range(seeds)]).mean(0)
+    found = propagate(stack(phi, weight_variance, depth, bias_variance), Signal(1.0, gap=0.4))
     # One network strays by sqrt(5 L / N), and its logarithm lies 5 L / 2 N too low.
     tolerance = 4 * theory.finite_width_deviation(depth, WIDTH) / math.sqrt(seeds) + 2.5 * depth / WIDTH
-    assert lengths.tolist() == pytest.approx([math.log(q) for q in prediction.q], abs=tolerance)
-    assert gradients.tolist() == pytest.approx(prediction.log_gradient, abs=tolerance)
+    assert lengths.tolist() == pytest.approx([math.log(q) for q in found.lengths[::2]], abs=tolerance)
+    assert gradients.tolist() == pytest.approx(found.log_gradients[::2], abs=tolerance)
     # A sample cosine strays by 1 / sqrt(N) at once, and by a few times that after several layers.
-    assert cosines.tolist() == pytest.approx(prediction.cosine, abs=4 * 2.5 / math.sqrt(WIDTH * seeds))
+    assert cosines.tolist() == pytest.approx(found.cosines[::2], abs=4 * 2.5 / math.sqrt(WIDTH * seeds))
 
 
-def test_predict_is_the_maps_iterated() -> None:
-    layers = [
-        Layer(torch.tanh, 1.5, 0.1),
-        Layer(None, 0.5, 0.2),
-        Layer(F.gelu, 2.0, 0.0),
-        Layer(None, 3.0, 0.0),
-    ]
-    prediction = predict(layers, q0=2.0, c0=0.4)
+def test_a_stack_is_the_maps_iterated() -> None:
+    tanh, gelu = Elementwise(torch.tanh), Elementwise(F.gelu)
+    layers = [Linear(1.5, 0.1), tanh, Linear(0.5, 0.2), Linear(2.0), gelu, Linear(3.0)]
+    found = propagate(layers, Signal(2.0, gap=0.6), {5: Gradient(cosine=0.3)})
     q1 = 1.5 * 2.0 + 0.1
     c1 = (1.5 * 2.0 * 0.4 + 0.1) / q1
     q2 = theory.length_map(torch.tanh, q1, 0.5, 0.2)
@@ -167,31 +165,35 @@ def test_predict_is_the_maps_iterated() -> None:
     c4 = theory.correlation_map(F.gelu, c3, q3, 3.0)
     chis = (theory.gradient_factor(torch.tanh, q1, 0.5), 2.0, theory.gradient_factor(F.gelu, q3, 3.0))
     logs = [math.log(chi) for chi in chis]
-    assert prediction.q == pytest.approx((q1, q2, q3, q4))
-    assert prediction.cosine == pytest.approx((c1, c2, c3, c4))
-    assert prediction.log_gradient == pytest.approx((sum(logs), sum(logs[1:]), logs[2], 0))
+    linear = (0, 2, 3, 5)
+    assert [found.lengths[i] for i in linear] == pytest.approx([q1, q2, q3, q4])
+    assert [found.cosines[i] for i in linear] == pytest.approx([c1, c2, c3, c4], abs=1e-6)
+    assert [found.log_gradients[i] for i in linear] == pytest.approx([sum(logs), sum(logs[1:]), logs[2], 0])
+    cross = theory.correlation_slope(F.gelu, c3, q3, 3.0) * theory.correlation_slope(torch.tanh, c1, q1, 0.5)
+    first = found.gradients[0]
+    assert first is not None
+    assert first.cosine * math.exp(first.log) == pytest.approx(0.3 * 2.0 * cross, rel=1e-5)
 
 
 def test_collapse_of_relu_follows_its_power_law() -> None:
     """1 - c_l approaches 9 pi^2 / (2 l^2), which only a map exact near c = 1 can show."""
-    depth = 2000
-    gap = 1 - predict([Layer(torch.relu, 2.0)] * depth, 1.0, 0.0).cosine[-1]
-    assert gap == pytest.approx(4.5 * math.pi**2 / depth**2, rel=0.02)
+    last = propagate(stack(torch.relu, 2.0, 2000), Signal(1.0, gap=1.0)).signals[-1]
+    assert last is not None
+    assert last.gap == pytest.approx(4.5 * math.pi**2 / 2000**2, rel=0.02)
 
 
 @pytest.mark.parametrize("weight_variance", [1e-6, 1e6])
-def test_predict_survives_the_ends_of_float64(weight_variance: float) -> None:
-    prediction = predict([Layer(torch.relu, weight_variance)] * 200, 1.0, 0.0)
-    assert prediction.log_gradient[0] == pytest.approx(199 * math.log(weight_variance / 2), rel=1e-9)
-    assert all(map(math.isfinite, prediction.q))
-    assert prediction.cosine[-1] == pytest.approx(
-        predict([Layer(torch.relu, 2.0)] * 200, 1.0, 0.0).cosine[-1]
+def test_the_ends_of_float64(weight_variance: float) -> None:
+    found, usual = (
+        propagate(stack(torch.relu, v, 200), Signal(1.0, gap=1.0)) for v in (weight_variance, 2.0)
     )
+    assert found.log_gradients[0] == pytest.approx(199 * math.log(weight_variance / 2), rel=1e-9)
+    assert all(map(math.isfinite, found.lengths))
+    assert found.cosines[-1] == pytest.approx(usual.cosines[-1])
 
 
-def test_predict_with_dead_weights() -> None:
-    prediction = predict(
-        [Layer(torch.tanh, 1.0), Layer(torch.tanh, 0.0, 0.0), Layer(torch.tanh, 1.0)], 1.0, 0.0
-    )
-    assert prediction.cosine[1:] == (1.0, 1.0)
-    assert prediction.log_gradient[0] == -math.inf
+def test_dead_weights() -> None:
+    tanh = Elementwise(torch.tanh)
+    found = propagate([Linear(1.0), tanh, Linear(0.0), tanh, Linear(1.0)], Signal(1.0, gap=1.0))
+    assert found.cosines[2:] == (1.0, 1.0, 1.0)
+    assert found.log_gradients[0] == -math.inf

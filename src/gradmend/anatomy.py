@@ -113,21 +113,3 @@ class Anatomy:
     def weighted(self) -> list[Site]:
         """The sites with weights, in the order of execution."""
         return [site for site in self.sites if site.weighted]
-
-    def stack(self) -> list[tuple[Site, Site | None]] | str:
-        """The model as a plain stack of (linear site, activation after it), or why it is none."""
-        pairs: list[tuple[Site, Site | None]] = []
-        previous = INPUT
-        for site in self.sites:
-            if site.inputs != (previous,) or (pairs and site.direct != (previous,)):
-                return f"{site.name} does not simply follow the site before it"
-            if site.kind == "softmax" and site is self.sites[-1]:
-                break
-            if site.kind == "linear" and site.fan_in:
-                pairs.append((site, None))
-            elif site.kind == "activation" and site.activation and pairs and pairs[-1][1] is None:
-                pairs[-1] = (pairs[-1][0], site)
-            else:
-                return f"no formula for {site.function} at {site.name}"
-            previous = site.index
-        return pairs or "no linear layer"

@@ -79,7 +79,7 @@ class Profile(Printable):
 
     @cached_property
     def _prediction(self) -> tuple[dict[int, Expected], str | None]:
-        return expect(self.anatomy, self.sites, self.inputs)
+        return expect(self.anatomy, self.sites, self.inputs, self.parameters)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""

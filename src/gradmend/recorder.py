@@ -97,6 +97,7 @@ class Recorder(TorchFunctionMode):
                 yield self
         finally:
             self._origins.clear()
+            del self._boundary  # a frame keeps all its variables alive
 
     def anatomy(self) -> Anatomy:
         """What was read, with the sizes of constants fetched in one transfer."""

@@ -7,6 +7,7 @@ says how far one network strays.
 
 from __future__ import annotations
 
+from gradmend.theory.convolution import Convolution
 from gradmend.theory.factors import (
     Growth,
     batch_norm_depth,
@@ -31,19 +32,41 @@ from gradmend.theory.meanfield import (
     length_slope,
     trainable_depth,
 )
+from gradmend.theory.network import Node, Prediction, propagate
 from gradmend.theory.phase import Critical, PhaseDiagram, critical, phase_diagram
 from gradmend.theory.quadrature import Activation, expectation, output_moment, slope_moment, tabulate
 from gradmend.theory.recurrent import gru_factor, lstm_factor, memory_length, rnn_factor
-from gradmend.theory.trajectory import Layer, Prediction, predict
+from gradmend.theory.rules import (
+    BatchNormalization,
+    Dropout,
+    Elementwise,
+    Linear,
+    Normalization,
+    Rule,
+    Scale,
+    Sum,
+)
+from gradmend.theory.signals import Gradient, Signal
 
 __all__ = [
     "Activation",
+    "BatchNormalization",
+    "Convolution",
     "Critical",
     "DepthScales",
+    "Dropout",
+    "Elementwise",
+    "Gradient",
     "Growth",
-    "Layer",
+    "Linear",
+    "Node",
+    "Normalization",
     "PhaseDiagram",
     "Prediction",
+    "Rule",
+    "Scale",
+    "Signal",
+    "Sum",
     "batch_norm_depth",
     "correlation_fixed_point",
     "correlation_map",
@@ -65,7 +88,7 @@ __all__ = [
     "output_moment",
     "padding_factor",
     "phase_diagram",
-    "predict",
+    "propagate",
     "residual_factor",
     "residual_growth",
     "rnn_factor",
