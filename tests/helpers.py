@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -159,3 +160,16 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
             assert_same(one, other, f"{path}[{i}]")
     else:
         assert a == b, path
+
+
+class Net(nn.Module):
+    """A forward pass given as a function of the module and the input, over some parts."""
+
+    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.run = forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(self, *args, **kwargs)

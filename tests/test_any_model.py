@@ -19,6 +19,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import gradmend as gm
+import helpers
 from gradmend.profile import Profile
 from gradmend.readings import Reading
 from helpers import ADAM, SGD, Convolutional, assert_same, blobs, images, plain, trace
@@ -29,17 +30,14 @@ TOKENS, WORDS = torch.arange(16 * 7).reshape(16, 7) * 3 % 10, torch.arange(16) %
 SERIES = torch.sin(torch.arange(16 * 7 * 8.0)).reshape(16, 7, 8)
 
 
-class Net(nn.Module):
+class Net(helpers.Net):
     """A forward pass given as a function of the module and the input, over some parts.
 
     A twin of it notes every signal, with its gradient and its line, and writes nothing in place.
     """
 
     def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-        self.run = forward
+        super().__init__(forward, **parts)
         self.log: list[tuple[Tensor, int]] | None = None
 
     @property
@@ -52,9 +50,6 @@ class Net(nn.Module):
                 signal.retain_grad()
             self.log.append((signal, sys._getframe(1).f_lineno))
         return signal
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.run(self, *args, **kwargs)
 
 
 def rms(x: Tensor) -> float:

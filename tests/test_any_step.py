@@ -2,7 +2,7 @@
 
 # lambdas that stand for a forward pass take what a forward pass takes
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 import gradmend as gm
 from gradmend.profile import Profile
-from helpers import SGD, assert_same, blobs, plain, trace
+from helpers import SGD, Net, assert_same, blobs, plain, trace
 
 CE = nn.CrossEntropyLoss()
 X, Y = blobs()
-
-
-class Net(nn.Module):
-    """A forward pass given as a function of the module and the input, over some parts."""
-
-    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-        self.run = forward
-
-    def forward(self, *args: Any) -> Any:
-        return self.run(self, *args)
 
 
 def rms(x: Tensor) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import gradmend as gm
+import helpers
 from gradmend.causes import Cause
 from gradmend.errors import BatchError, DataError, SetupError
 from helpers import SGD, assert_same, blobs, plain, trace
@@ -26,18 +27,12 @@ X, Y = XY = blobs()
 LOOKS = [gm.measure, gm.diagnose]
 
 
-class Net(nn.Module):
-    """A forward pass given as a function of the module and the input, over some parts."""
+class Net(helpers.Net):
+    """A forward pass given as a function of the module and the input, over these parts and others."""
 
     def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        self.a, self.b, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-        for name, part in parts.items():
-            setattr(self, name, part)
-        self.run = forward
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.run(self, *args, **kwargs)
+        usual = {"a": nn.Linear(8, 8), "b": nn.Linear(8, 8), "out": nn.Linear(8, 3)}
+        super().__init__(forward, **usual | parts)
 
 
 class TwoInputs(nn.Module):

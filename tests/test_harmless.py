@@ -18,7 +18,7 @@ from torch.optim import optimizer as optimizer_globals
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradmend as gm
-from helpers import ADAM, SGD, assert_same, blobs, plain
+from helpers import ADAM, SGD, Net, assert_same, blobs, plain
 
 CE = nn.CrossEntropyLoss()
 LOOKS = [gm.measure, gm.diagnose]
@@ -89,19 +89,6 @@ def _torch() -> dict[str, Any]:
         "modes": len(torch.overrides._get_current_function_mode_stack()),
         "init": id(nn.Module.__init__),
     }
-
-
-class Net(nn.Module):
-    """A forward pass given as a function of the module and the input, over some parts."""
-
-    def __init__(self, forward: Forward, **parts: Any) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-        self.run = forward
-
-    def forward(self, x: Tensor) -> Any:
-        return self.run(self, x)
 
 
 # ---- models of every sort ---------------------------------------------------------------------------------

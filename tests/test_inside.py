@@ -219,3 +219,15 @@ def test_no_tensor_outlives_the_measurement() -> None:
     before = alive()
     kept.append(measured(model, batch))
     assert alive() == before
+
+
+def test_a_softmax_over_a_quotient_is_no_attention() -> None:
+    class Quotient(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(48, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.softmax(self.a(x) / self.b(x).exp(), dim=-1).flatten(1))
+
+    assert not any(r.attention for r in measured(Quotient(), sequences()).sites)

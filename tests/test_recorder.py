@@ -18,22 +18,9 @@ import gradmend as gm
 from gradmend.anatomy import INPUT, Anatomy, Site
 from gradmend.lines import remember_lines
 from gradmend.recorder import Recorder, read
-from helpers import Functional, assert_same, blobs, images, plain, setups, trace
+from helpers import Functional, Net, assert_same, blobs, images, plain, setups, trace
 
 KINDS = list(setups())
-
-
-class Net(nn.Module):
-    """A forward pass given as a function of the module and the input, over some parts."""
-
-    def __init__(self, forward: Callable[[Any, Tensor], Any], **parts: Any) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-        self.run = forward
-
-    def forward(self, x: Tensor) -> Any:
-        return self.run(self, x)
 
 
 def anatomy(model: nn.Module, x: Any) -> Anatomy:

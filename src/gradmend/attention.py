@@ -14,13 +14,14 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 from torch.nn import functional as F
+
+from gradmend.samples import places, real
 
 SAMPLES = 2
 """At most so many samples are looked at,"""
@@ -124,11 +125,11 @@ def observe_multi_head(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Float6
     call.apply_defaults()
     given = call.arguments
     query, key = (x if x.dim() == 3 else x.unsqueeze(1) for x in (given["query"], given["key"]))
-    samples = _places(query.shape[1], SAMPLES, query.device)
-    queries = _places(query.shape[0], QUERIES, query.device)
+    samples = places(query.shape[1], SAMPLES, query.device)
+    queries = places(query.shape[0], QUERIES, query.device)
     with torch.autocast(query.device.type, enabled=False):
         (query_weight, query_bias), key_projection = _projections(given)
-        some = _float(query.index_select(0, queries).index_select(1, samples))
+        some = real(query.index_select(0, queries).index_select(1, samples))
         some = _split_heads(F.linear(some, query_weight, query_bias), given["num_heads"])
         logits = _logits(some, _projected_keys(given, key, samples, *key_projection), None)
     return _of_logits(logits, _multi_head_mask(given, samples, queries, logits))
@@ -147,7 +148,7 @@ def observe_logits(logits: Float[Tensor, "..."], dim: int = -1) -> Float64[Tenso
     1.0
     """
     some = _some(logits.movedim(dim, -1))
-    return _of_logits(_float(some), ~(some <= MASKED))
+    return _of_logits(real(some), ~(some <= MASKED))
 
 
 @torch.no_grad()
@@ -160,7 +161,7 @@ def observe_weights(weights: Float[Tensor, "..."]) -> Float64[Tensor, " numbers"
     >>> read(observe_weights(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])).tolist()).heads
     (0.0,)
     """
-    some = _float(_some(weights))
+    some = real(_some(weights))
     unknown = some.new_full((2,), math.nan, dtype=torch.float64)
     keys = torch.full(some.shape[:3], some.shape[3], device=some.device)
     return torch.cat([_of_weights(some, keys), unknown])
@@ -194,11 +195,7 @@ def _of_weights(weights: Logits, keys: Int64[Tensor, "b h q"]) -> Float64[Tensor
 def _logits(query: Float[Tensor, "b h q E"], key: Float[Tensor, "b H k E"], scale: float | None) -> Logits:
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     with torch.autocast(query.device.type, enabled=False):
-        return _float(query) @ _float(key).mT * scale
-
-
-def _float(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+        return real(query) @ real(key).mT * scale
 
 
 def _some(x: Float[Tensor, "..."]) -> Logits:
@@ -208,7 +205,7 @@ def _some(x: Float[Tensor, "..."]) -> Logits:
 def _chosen(query: Float[Tensor, "*batch length E"]) -> tuple[Int64[Tensor, " b"], Int64[Tensor, " q"]]:
     """Which samples and which queries are looked at."""
     samples = math.prod(_lead(query))
-    return _places(samples, SAMPLES, query.device), _places(query.shape[-2], QUERIES, query.device)
+    return places(samples, SAMPLES, query.device), places(query.shape[-2], QUERIES, query.device)
 
 
 def _lead(query: Float[Tensor, "*batch length E"]) -> tuple[int, ...]:
@@ -227,13 +224,6 @@ def _pick(
     return x if queries is None or x.shape[2] == 1 else x.index_select(2, queries)
 
 
-@lru_cache(maxsize=256)
-def _places(size: int, most: int, device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    with torch.inference_mode(False):
-        return torch.randperm(size, generator=generator)[:most].to(device)
-
-
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 
 
@@ -244,8 +234,8 @@ def _projections(given: Mapping[str, Any]) -> list[tuple[Tensor, Tensor | None]]
     else:
         weights = given["in_proj_weight"].chunk(3)[:2]
     bias = given["in_proj_bias"]
-    biases = (None, None) if bias is None else _float(bias).chunk(3)[:2]
-    return [(_float(weight), bias) for weight, bias in zip(weights, biases, strict=True)]
+    biases = (None, None) if bias is None else real(bias).chunk(3)[:2]
+    return [(real(weight), bias) for weight, bias in zip(weights, biases, strict=True)]
 
 
 def _split_heads(x: Float[Tensor, "length b HE"], heads: int) -> Float[Tensor, "b h length E"]:
@@ -261,11 +251,11 @@ def _projected_keys(
 ) -> Float[Tensor, "b h keys D"]:
     heads, static = given["num_heads"], given["static_k"]
     if static is not None:
-        keys = _float(static.reshape(-1, heads, *static.shape[1:]).index_select(0, samples))
+        keys = real(static.reshape(-1, heads, *static.shape[1:]).index_select(0, samples))
     else:
-        keys = F.linear(_float(key.index_select(1, samples)), weight, bias)
+        keys = F.linear(real(key.index_select(1, samples)), weight, bias)
         if given["bias_k"] is not None:
-            keys = torch.cat([keys, _float(given["bias_k"]).expand(1, *keys.shape[1:])])
+            keys = torch.cat([keys, real(given["bias_k"]).expand(1, *keys.shape[1:])])
         keys = _split_heads(keys, heads)
     return F.pad(keys, (0, 0, 0, 1)) if given["add_zero_attn"] else keys
 
@@ -290,5 +280,5 @@ def _multi_head_mask(
 def _added(mask: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
     """A boolean mask of multi-head attention is true where a key is forbidden."""
     if mask.dtype != torch.bool:
-        return _float(mask)
+        return real(mask)
     return torch.zeros(mask.shape, device=mask.device).masked_fill(mask, -math.inf)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gradmend import stats
-from gradmend.ledger import Key, Pile, real
+from gradmend.ledger import Key, Pile
+from gradmend.samples import real
 
 _SMALL = 2**14
 """Values of a tensor that is cheaper to copy than to reduce by itself."""

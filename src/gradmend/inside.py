@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradmend import attention, recurrence
 from gradmend.anatomy import INPUT, Site
-from gradmend.kinds import bound, tensors_in
+from gradmend.kinds import bound, elementwise, tensors_in
 from gradmend.ledger import Key, Ledger, Numbers
 from gradmend.readings import DriftReading
 from gradmend.recorder import Call
@@ -97,7 +97,7 @@ class Inside:
             if not waiting or call.signal.dim() < 3:
                 return False
             site = self._sites[waiting.pop()]
-            if site.kind == "product" and site.function not in ("mul", "multiply", "__mul__"):
+            if site.kind == "product" and not elementwise(site.function):
                 return True
             waiting += [i for i in site.inputs if site.kind in _ON_THE_WAY and i != INPUT]
         return False

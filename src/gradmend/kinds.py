@@ -69,6 +69,15 @@ def identify(func: Any) -> tuple[str, str | None]:
     return name, _KIND_OF.get(name)
 
 
+def elementwise(name: str) -> bool:
+    """Whether a product of two signals is one value by one value, rather than of matrices.
+
+    >>> elementwise("__rmul__"), elementwise("matmul")
+    (True, False)
+    """
+    return _KIND_OF[name] == "product"
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):

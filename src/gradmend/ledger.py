@@ -8,6 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from gradmend.samples import precision
+
 Key: TypeAlias = int | str
 Numbers: TypeAlias = dict[tuple[str, Key], list[float]]
 
@@ -16,21 +18,16 @@ class Ledger:
     """Numbers by group and key."""
 
     def __init__(self) -> None:
-        self._known: Numbers = {}
         self._waiting: list[tuple[str, Sequence[Key], Tensor]] = []
 
-    def add(self, group: str, keys: Sequence[Key], values: Tensor | Sequence[float]) -> None:
-        """Note values: one row of the tensor for each key, or one key's numbers that are on the host."""
-        if isinstance(values, Tensor):
-            self._waiting.append((group, keys, values.detach()))
-        else:
-            self._known[group, keys[0]] = list(values)
+    def add(self, group: str, keys: Sequence[Key], values: Tensor) -> None:
+        """Note values: one row of the tensor for each key."""
+        self._waiting.append((group, keys, values.detach()))
 
     def fetch(self) -> Numbers:
         """All numbers, by group and key."""
-        numbers, start = dict(self._known), 0
-        if not self._waiting:
-            return numbers
+        numbers: Numbers = {}
+        start = 0
         device = self._waiting[0][2].device
         flat = torch.cat([t.double().flatten().to(device) for _, _, t in self._waiting]).tolist()
         for group, keys, values in self._waiting:
@@ -62,7 +59,7 @@ class Pile:
     def add(self, key: Key, x: Tensor) -> None:
         """Keep a copy of a tensor until the pile is high enough; all must be of one shape."""
         if self._space is None:
-            self._space = torch.empty((self._height, *x.shape), dtype=_precision(x), device=x.device)
+            self._space = torch.empty((self._height, *x.shape), dtype=precision(x), device=x.device)
             self._slots = self._space.unbind(0)
         elif len(self._keys) == len(self._slots):
             self.reduce()
@@ -74,12 +71,3 @@ class Pile:
         if self._space is not None and self._keys:
             self._reduce(self._space[: len(self._keys)], tuple(self._keys))
             self._keys.clear()
-
-
-def _precision(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def real(x: Tensor) -> Tensor:
-    """The same values in float32 or float64, as they follow each other."""
-    return x.to(_precision(x)).contiguous()

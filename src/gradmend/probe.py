@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,10 +22,11 @@ from gradmend.gauge import Gauge, moments, sure
 from gradmend.harmless import uncollected, undisturbed, untouched, untrained
 from gradmend.inside import Inside, attended, drift
 from gradmend.kinds import tensors_in
-from gradmend.ledger import Key, Ledger, Numbers, Pile, real
+from gradmend.ledger import Key, Ledger, Numbers, Pile
 from gradmend.profile import Profile
 from gradmend.readings import InputReading, ParameterReading, Reading
 from gradmend.recorder import Call, Recorder
+from gradmend.samples import real
 from gradmend.setup import Batch, Setup, named_parameters, trainable
 from gradmend.updates import updates
 
@@ -59,8 +59,7 @@ def measure(setup: Setup, batches: Batch | Iterable[Batch]) -> Profile:
         with undisturbed(setup.model):
             optimizer = setup.build_optimizer() if setup.optimizer is not None else None
             steps = [_Step(setup, batch, optimizer if i == 0 else None) for i, batch in enumerate(given)]
-        profile = _assemble(optimizer, given, steps)
-    return replace(profile, compiled=_compiled(setup.model))
+        return _assemble(setup.model, optimizer, given, steps)
 
 
 _NOTHING, _UNREACHED = [math.nan], (math.nan,) * 3
@@ -259,7 +258,9 @@ def _gradients(
     return found, gradients[len(wanted) :]
 
 
-def _assemble(optimizer: Optimizer | None, batches: Sequence[Batch], steps: Sequence[_Step]) -> Profile:
+def _assemble(
+    model: nn.Module, optimizer: Optimizer | None, batches: Sequence[Batch], steps: Sequence[_Step]
+) -> Profile:
     """Average the steps that ran through the same sites as the first."""
     anatomy = steps[0].anatomy
     names = [site.name for site in anatomy.sites]
@@ -275,6 +276,7 @@ def _assemble(optimizer: Optimizer | None, batches: Sequence[Batch], steps: Sequ
         parameters=parameters,
         inputs=_input_reading(steps[0]),
         samples=sum(_rows(batch) for batch, step in zip(batches, steps, strict=True) if step in same),
+        compiled=_compiled(model),
     )
 
 

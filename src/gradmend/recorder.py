@@ -112,14 +112,14 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name, kind = identify(func)
         if kind is None:
-            return self._pass(func, name, args, kwargs)
+            return self._pass(func, name, kind, args, kwargs)
         if kind == "loss":
             self._note_loss(name, args, kwargs)
             return func(*args, **kwargs)
         given = _given(args, kwargs)
         call = self._call(name, kind, given, args, kwargs)
         if call is None:
-            return self._pass(func, name, args, kwargs)
+            return self._pass(func, name, kind, args, kwargs)
         inputs, direct = self._trace(given)
         call.inputs = inputs
         if self._before:
@@ -187,15 +187,15 @@ class Recorder(TorchFunctionMode):
         fan = fan_in(name, place, factors[place], (*args, *kwargs.values()))
         return Call(name, "linear", args, kwargs, factors[1 - place], weight=factors[place], fan_in=fan)
 
-    def _pass(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    def _pass(self, func: Any, name: str, kind: str | None, args: Any, kwargs: Any) -> Any:
         """Run a function that makes no site, and follow where its output comes from."""
-        inputs, direct = self._trace(_given(args, kwargs))
+        given = _given(args, kwargs)
+        inputs, direct = self._trace(given)
         output = func(*args, **kwargs)
         if name == "__setitem__":
             self._mark(args[0], inputs, _NONE)
         if inputs and isinstance(output, (Tensor, tuple, list, dict)):
-            kind = identify(func)[1]
-            biased = kind == "sum" and sum(self._origin(t) is not None for t in _given(args, kwargs)) == 1
+            biased = kind == "sum" and sum(self._origin(t) is not None for t in given) == 1
             if biased:
                 self._add_bias(direct, args)
             kept = direct if biased or name in RESHAPES or _keeps(name, kind, args, kwargs) else _NONE

@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import combinations
 from statistics import median
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from gradmend.cells import CELLS, STEPS, Cell, growth_and_radius
+from gradmend.samples import places, real
 
 SAMPLES = 4
 """So many samples are run again."""
@@ -192,10 +192,10 @@ def observe(function: str, args: Sequence[Any]) -> Float64[Tensor, " numbers"]:
     with torch.autocast(call.input.device.type, enabled=False):
         chosen, x = _window(call)
         layered = (len(call.weights), -1, len(chosen))
-        states = [_float(s.index_select(1, chosen)).view(*layered, s.shape[2]) for s in call.states]
+        states = [real(s.index_select(1, chosen)).view(*layered, s.shape[2]) for s in call.states]
         layers = []
         for weights, first in zip(call.weights, zip(*states, strict=True), strict=True):
-            layer, x = _layer(call.layout.kind, [[_float(w) for w in each] for each in weights], x, first)
+            layer, x = _layer(call.layout.kind, [[real(w) for w in each] for each in weights], x, first)
             layers.append(layer)
         return _numbers(CELLS[call.layout.kind], layers)
 
@@ -308,22 +308,11 @@ def _window(call: _Call) -> tuple[Tensor, Float[Tensor, "S n I"]]:
     steps = min(call.layout.steps, STEPS)
     if not sizes:
         x = x.movedim(1, 0) if call.layout.batch_first else x
-        chosen = _places(x.shape[1], x.device)
-        return chosen, _float(x[:steps].index_select(1, chosen))
-    chosen = _places(sizes[steps - 1], x.device)
+        chosen = places(x.shape[1], SAMPLES, x.device)
+        return chosen, real(x[:steps].index_select(1, chosen))
+    chosen = places(sizes[steps - 1], SAMPLES, x.device)
     starts = torch.tensor((0, *sizes[: steps - 1]), device=x.device).cumsum(0)
-    return chosen, _float(x[starts[:, None] + chosen])
-
-
-@lru_cache(maxsize=256)
-def _places(rows: int, device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    with torch.inference_mode(False):
-        return torch.randperm(rows, generator=generator)[:SAMPLES].to(device)
-
-
-def _float(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    return chosen, real(x[starts[:, None] + chosen])
 
 
 def _layer(

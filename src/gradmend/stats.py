@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
+from gradmend.samples import places
+
 Rows = Float[Tensor, "*sites b n"]
 
 SAMPLES, VALUES = 16, 1024
@@ -43,7 +45,7 @@ def some_samples(x: Float[Tensor, "*sites B m"]) -> Rows:
     samples, values = x.shape[-2:]
     step = _spacing(values)
     chosen = x[..., ::step] if step > 1 else x
-    return chosen.index_select(-2, _places(samples, x.device)) if samples > SAMPLES else chosen
+    return chosen.index_select(-2, places(samples, SAMPLES, x.device)) if samples > SAMPLES else chosen
 
 
 @lru_cache(maxsize=256)
@@ -52,14 +54,6 @@ def _spacing(size: int) -> int:
     while math.gcd(step, size) > 1:
         step += 1
     return step
-
-
-@lru_cache(maxsize=256)
-def _places(samples: int, device: torch.device) -> Tensor:
-    """The samples that are looked at."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.inference_mode(False):
-        return torch.randperm(samples, generator=generator)[:SAMPLES].to(device)
 
 
 def flat_fraction(rows: Rows, steep: tuple[float, float]) -> Float[Tensor, "*sites"]:
