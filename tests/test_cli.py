@@ -181,7 +181,7 @@ def test_every_cause_is_explained(run: Run, cause: Cause) -> None:
     code, out, _ = run("explain", cause.title)
     words = " ".join(out.split())
     assert code == HEALTHY
-    for text in (cause.sentence, cause.value.why, cause.value.signs, cause.value.cure):
+    for text in (cause.sentence, cause.illness.why, cause.illness.signs, cause.illness.cure):
         assert " ".join(text.split()) in words
     assert (
         run("explain", cause.name.lower()) == run("explain", cause.title.replace(" ", "-")) == (code, out, "")

@@ -235,7 +235,7 @@ class _Explanation:
         self.cause = cause
 
     def __rich__(self) -> Text:
-        illness = self.cause.value
+        illness = self.cause.illness
         rows = (
             ("Why", illness.why),
             ("How it shows", illness.signs),
@@ -247,7 +247,7 @@ class _Explanation:
         return Text(f"{self.cause.title.upper()}: {illness.sentence}\n{text}")
 
     def to_dict(self) -> dict[str, str]:
-        return {"cause": self.cause.title, **asdict(self.cause.value)}
+        return {"cause": self.cause.title, **asdict(self.cause.illness)}
 
 
 def _cause(name: str) -> _Explanation:

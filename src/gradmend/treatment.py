@@ -79,7 +79,7 @@ class Treatment(Printable):
         if self.after.healthy:
             return ()
         errors = [f for f in self.after.findings if f.severity is Severity.ERROR and f.where]
-        return tuple(f"{lines(f.where)}: {f.cause.value.cure}" for f in errors)
+        return tuple(f"{lines(f.where)}: {f.cause.illness.cure}" for f in errors)
 
     def code(self) -> str:
         """The changes as Python, to be run on `model` (and `optimizer`) without gradmend."""

@@ -16,24 +16,9 @@ from gradmend.setup import Batch, Setup
 __all__ = ["RULES", "Diagnosis", "Finding", "Severity", "diagnose", "look"]
 
 RULES: tuple[Callable[[Profile], Finding | None], ...] = (
-    wiring.non_finite,
-    wiring.softmax_before_logits_loss,
-    wiring.sigmoid_before_logits_loss,
-    wiring.not_in_optimizer,
-    wiring.no_gradient,
-    wiring.symmetric_weights,
-    wiring.unscaled_input,
-    signal.input_lost,
-    signal.contracting_activation,
-    signal.weights_too_small,
-    signal.weights_too_large,
-    signal.vanishing_gradient,
-    signal.exploding_gradient,
-    signal.information_collapse,
-    signal.saturated_units,
-    signal.dead_units,
-    stepping.learning_rate_too_high,
-    stepping.learning_rate_too_low,
+    *wiring.RULES,
+    *signal.RULES,
+    *stepping.RULES,
     wiring.frozen_parameters,
 )
 """Each looks at a profile and says what it finds: exact contradictions first, then roots, then symptoms."""

@@ -249,3 +249,16 @@ def _finding(
     sites = tuple(r.site.name for r in readings)
     where = tuple(dict.fromkeys(r.site.line for r in readings if r.site.line))
     return Finding(cause, severity, sentence, measured, expected, unit, sites, where)
+
+
+RULES = (
+    input_lost,
+    contracting_activation,
+    weights_too_small,
+    weights_too_large,
+    vanishing_gradient,
+    exploding_gradient,
+    information_collapse,
+    saturated_units,
+    dead_units,
+)

@@ -54,3 +54,9 @@ def learning_rate_too_low(profile: Profile) -> Finding | None:
     return Finding(
         Cause.LEARNING_RATE_TOO_LOW, Severity.ERROR, text, measured, 1e-3, "update over weight, rms"
     )
+
+
+RULES = (
+    learning_rate_too_high,
+    learning_rate_too_low,
+)

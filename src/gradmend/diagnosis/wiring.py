@@ -144,3 +144,14 @@ def _parameters(
 
 def _where(readings: Iterable[Reading]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(r.site.line for r in readings if r.site.line))
+
+
+RULES = (
+    non_finite,
+    softmax_before_logits_loss,
+    sigmoid_before_logits_loss,
+    not_in_optimizer,
+    no_gradient,
+    symmetric_weights,
+    unscaled_input,
+)
