@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
-from enum import StrEnum, auto
+from enum import Enum, auto
 from functools import cache
 from importlib.resources import files
 
@@ -52,12 +52,16 @@ class Illness:
     reference: str
 
 
-class Cause(StrEnum):
+class Cause(Enum):
     """An illness. Roots come before the symptoms that they bring about.
 
     >>> Cause.DEAD_UNITS.title, Cause.DEAD_UNITS.part
     ('dead units', 'activation')
     """
+
+    @staticmethod
+    def _generate_next_value_(name: str, *_: object) -> str:
+        return name.lower()
 
     # how output, loss, targets and data fit together
     NON_FINITE = auto()
@@ -142,7 +146,7 @@ class Cause(StrEnum):
     @property
     def title(self) -> str:
         """The name as people write it: 'vanishing gradient'."""
-        return self.value.replace("_", " ")
+        return self.name.lower().replace("_", " ")
 
 
 @cache
