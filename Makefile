@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench corpora clean
 
 demo: .venv/ready
 	$(BIN)/gradmend demo
@@ -17,8 +17,16 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The pages that are made from the code.
+docs: .venv/ready
+	$(BIN)/python -m gradmend.causes.page > docs/causes.md
+
 bench: .venv/peers
 	$(BIN)/python -m benchmarks $(BENCHMARKS)
+
+# make corpora CASES=path/to/cases.jsonl: what gradmend and its peers find in programs with known faults.
+corpora: .venv/corpora
+	$(BIN)/python -m benchmarks.corpora --cases $(CASES) $(CORPORA_ARGS)
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -27,6 +35,10 @@ bench: .venv/peers
 
 .venv/peers: .venv/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	touch $@
+
+.venv/corpora: .venv/ready benchmarks/corpora/requirements.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r benchmarks/corpora/requirements.txt
 	touch $@
 
 clean:

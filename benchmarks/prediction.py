@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import fmean, median
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,19 @@ MEDIAN, WORST = 0.05, 1.0
 
 Phi = Callable[[], nn.Module]
 Network = Callable[[], nn.Module]
-Errors = dict[str, list[float]]
-"""Predicted less measured, by network, one number per seed."""
+
+
+class Off(NamedTuple):
+    """Predicted less measured, in decades, and by how many decades one network should be off."""
+
+    predicted: float
+    from_input: float
+    deviation: float
+
+
+Errors = dict[str, list[Off]]
+"""By network, one per seed."""
+
 
 PHIS: tuple[Phi, ...] = (nn.Sigmoid, nn.Tanh, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU)
 INITS = ("small", "large", "default", "xavier", "he", "orthogonal")
@@ -38,16 +50,26 @@ def run() -> Iterator[str | Row]:
     every: Errors = {}
     for depth in (50, 100):
         every |= (errors := plain_errors(depth))
-        yield from summary(f"plain, depth {depth}", errors)
+        yield from summary(f"plain, depth {depth}", of("predicted", errors))
     for name, (shape, networks) in companions(depth=50).items():
-        errors = {key: [error(net, shape, seed) for seed in range(SEEDS)] for key, net in networks.items()}
+        errors = {key: [off_by(net, shape, seed) for seed in range(SEEDS)] for key, net in networks.items()}
         every |= errors
-        yield from summary(name, errors)
-    yield from summary("all", every, MEDIAN, WORST)
+        yield from summary(name, of("predicted", errors))
+    told = {
+        name: seeds for name, seeds in every.items() if math.isfinite(sum(one.from_input for one in seeds))
+    }
+    yield from summary("all, from the input alone", of("from_input", told))
+    yield from summary("all", of("predicted", every), MEDIAN, WORST)
+    scaled = [one.predicted / one.deviation for seeds in every.values() for one in seeds]
+    yield Row("all: root mean square, in deviations", math.sqrt(fmean(x**2 for x in scaled)))
+
+
+def of(which: str, errors: Errors) -> dict[str, list[float]]:
+    return {name: [getattr(one, which) for one in seeds] for name, seeds in errors.items()}
 
 
 def summary(
-    name: str, errors: Errors, middle: float | None = None, end: float | None = None
+    name: str, errors: Mapping[str, list[float]], middle: float | None = None, end: float | None = None
 ) -> Iterator[Row]:
     """Median over networks: of single ones, and of the means over seeds; and the worst single one."""
     worst = max(errors, key=lambda key: max(map(abs, errors[key])))
@@ -66,7 +88,7 @@ def plain_errors(depth: int) -> Errors:
             torch.manual_seed(seed)
             model = mlp(WIDTH, CLASSES, width=WIDTH, depth=depth, activation="relu", init=init)
             for phi in PHIS:
-                found = error(partial(activated, model, phi), (ROWS, WIDTH), seed)
+                found = off_by(partial(activated, model, phi), (ROWS, WIDTH), seed)
                 errors.setdefault(f"{phi.__name__} {init} {depth}", []).append(found)
     return errors
 
@@ -75,12 +97,13 @@ def activated(model: nn.Sequential, phi: Phi) -> nn.Module:
     return nn.Sequential(*(phi() if isinstance(layer, nn.ReLU) else layer for layer in model))
 
 
-def error(network: Network, shape: Sequence[int], seed: int) -> float:
-    """Infinite where nothing is predicted."""
+def off_by(network: Network, shape: Sequence[int], seed: int) -> Off:
+    """Infinitely far where nothing is predicted."""
     torch.manual_seed(seed)
     model, x = network().double(), torch.randn(*shape).double()
     ratio = gradient_ratio(Setup(model, nn.CrossEntropyLoss()), (x, torch.randint(CLASSES, (len(x),))))
-    return math.inf if ratio.predicted is None else ratio.predicted - ratio.measured
+    found = (math.inf if x is None else x - ratio.measured for x in (ratio.predicted, ratio.from_input))
+    return Off(*found, ratio.deviation)
 
 
 def companions(depth: int) -> dict[str, tuple[tuple[int, ...], dict[str, Network]]]:

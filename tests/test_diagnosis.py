@@ -14,14 +14,13 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import gradmend as gm
+from deep import HE, LECUN, X, Y, batches, mlp
 from gradmend.causes import Cause
-from gradmend.diagnosis import RULES, Finding, Severity, look
+from gradmend.diagnosis import RULES, Finding, Severity, course, look
 from helpers import ADAM, SGD, blobs, plain
 
 CE = nn.CrossEntropyLoss()
 BATCH = blobs(128)
-HE = partial(nn.init.kaiming_normal_, nonlinearity="relu")
-LECUN = partial(nn.init.kaiming_normal_, nonlinearity="linear")
 
 
 def finding(cause: Cause, setup: gm.Setup, batch: Any = BATCH) -> Finding:
@@ -34,30 +33,6 @@ def line_of(function: Callable[..., Any], text: str) -> str:
     lines, first = inspect.getsourcelines(function)
     offset = next(i for i, line in enumerate(lines) if text in line)
     return f"{Path(__file__)}:{first + offset}"
-
-
-def mlp(
-    depth: int,
-    phi: Callable[[], nn.Module],
-    init: Callable[[Tensor], Any] | None = None,
-    width: int = 64,
-    features: int = 64,
-    extra: Callable[[], nn.Module] | None = None,
-) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for i in range(depth):
-        layers += [nn.Linear(width if i else features, width), *([extra()] if extra else []), phi()]
-    model = nn.Sequential(*layers, nn.Linear(width, 10))
-    for layer in model:
-        if init and isinstance(layer, nn.Linear):
-            init(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return model
-
-
-def scaled(factor: float) -> Callable[[Tensor], Any]:
-    """Gaussian weights with fan_in x variance = factor."""
-    return lambda weight: nn.init.normal_(weight, 0, math.sqrt(factor / weight.shape[1]))
 
 
 # ---- wiring -----------------------------------------------------------------------------------------------
@@ -129,18 +104,6 @@ def test_frozen_parameters_are_a_note() -> None:
     assert gm.diagnose(setup, BATCH).healthy
 
 
-def test_symmetric_weights() -> None:
-    model = plain(2, nn.Tanh)
-    nn.init.constant_(model[2].weight, 0.1)
-    nn.init.constant_(model[2].bias, 0.0)
-    nn.init.constant_(model[4].weight, 0.1)
-    found = finding(Cause.SYMMETRIC_WEIGHTS, gm.Setup(model, CE, SGD))
-    assert (found.severity, found.sites) == (Severity.ERROR, ("2.weight",))
-    zeros = plain(2, nn.Tanh)
-    nn.init.zeros_(zeros[4].weight)  # an output layer of zeros learns
-    assert gm.diagnose(gm.Setup(zeros, CE, SGD), BATCH).healthy
-
-
 @pytest.mark.parametrize(
     ("change", "severity"),
     [
@@ -194,116 +157,6 @@ def test_the_first_gradient_that_is_no_number() -> None:
     found = finding(Cause.NON_FINITE, gm.Setup(Ends(end), CE, SGD))
     assert found.sites == ("relu",)
     assert "gradient" in found.sentence
-
-
-# ---- signals ----------------------------------------------------------------------------------------------
-
-
-def digits(rows: int = 1280) -> tuple[Tensor, Tensor]:
-    data = load_digits()
-    x, y = torch.tensor(data.data[:rows], dtype=torch.float32), torch.tensor(data.target[:rows])
-    deviation = x.std(dim=0)
-    return (x - x.mean(dim=0)) / deviation.where(deviation > 0, 1.0), y
-
-
-X, Y = digits()
-
-
-def batches(x: Tensor = X, y: Tensor = Y) -> list[tuple[Tensor, Tensor]]:
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    return [(x[rows], y[rows]) for rows in order.split(128)]
-
-
-@pytest.mark.parametrize(
-    ("model", "causes"),
-    [
-        (lambda: mlp(20, nn.Sigmoid), {Cause.CONTRACTING_ACTIVATION, Cause.VANISHING_GRADIENT}),
-        (lambda: mlp(20, nn.ReLU), {Cause.WEIGHTS_TOO_SMALL, Cause.VANISHING_GRADIENT}),
-        (lambda: mlp(20, nn.Tanh), {Cause.WEIGHTS_TOO_SMALL, Cause.INFORMATION_COLLAPSE}),
-        (lambda: mlp(30, nn.ReLU, scaled(4.0)), {Cause.WEIGHTS_TOO_LARGE, Cause.EXPLODING_GRADIENT}),
-        (lambda: mlp(6, nn.Tanh, scaled(900.0)), {Cause.WEIGHTS_TOO_LARGE, Cause.SATURATED_UNITS}),
-    ],
-)
-def test_signals_that_die_or_explode(model: Callable[[], nn.Sequential], causes: set[Cause]) -> None:
-    diagnosis = gm.diagnose(gm.Setup(model(), CE, SGD), batches())
-    assert causes <= diagnosis.causes
-    shrinking = {Cause.WEIGHTS_TOO_SMALL, Cause.VANISHING_GRADIENT, Cause.INFORMATION_COLLAPSE}
-    growing = {Cause.WEIGHTS_TOO_LARGE, Cause.EXPLODING_GRADIENT, Cause.SATURATED_UNITS}
-    assert not (diagnosis.causes & shrinking and diagnosis.causes & growing)
-
-
-def test_the_sites_of_a_vanishing_gradient_are_the_far_ones() -> None:
-    found = finding(Cause.VANISHING_GRADIENT, gm.Setup(mlp(20, nn.Sigmoid), CE, SGD), batches())
-    assert found.sites[0] == "0"
-    assert "40" not in found.sites  # the output layer
-    assert found.measured is not None
-    # 0.02 per layer in the square (mean field: 1/3 of 0.0588) over 20 layers
-    assert found.measured == pytest.approx(20 * math.log10(0.02) / 2, abs=2)
-
-
-def test_lines_of_a_vanishing_gradient() -> None:
-    class Deep(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.ModuleList([nn.Linear(64, 64) for _ in range(12)])
-            self.out = nn.Linear(64, 10)
-
-        def forward(self, x: Tensor) -> Tensor:
-            for layer in self.layers:
-                x = torch.sigmoid(layer(x))
-            return self.out(x)
-
-    found = finding(Cause.CONTRACTING_ACTIVATION, gm.Setup(Deep(), CE, SGD), batches())
-    assert found.where == (line_of(Deep, "torch.sigmoid"),)
-    assert found.measured == pytest.approx(0.152827, abs=1e-5)
-
-
-def test_collapsed_information() -> None:
-    """ReLU at its critical weights keeps its gradient and draws all inputs together: 1 - c ~ 44 / depth^2."""
-    model = mlp(150, nn.ReLU, HE, width=256)
-    found = {f.cause: f for f in look(gm.Setup(model, CE, SGD), batches()).findings}
-    assert Cause.INFORMATION_COLLAPSE in found
-    assert Cause.VANISHING_GRADIENT not in found
-
-
-def test_an_input_that_forward_does_not_use() -> None:
-    class Deaf(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = plain(3, nn.ReLU)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.body(torch.ones_like(x))
-
-    found = gm.diagnose(gm.Setup(Deaf(), nn.CrossEntropyLoss(), SGD), blobs()).findings
-    assert found[0].cause is Cause.INPUT_LOST
-    assert found[0].sites == ("body.0",)
-    one_column = (torch.rand(96, 1) + 1, torch.arange(96) % 3)  # parallel vectors of different lengths
-    setup = gm.Setup(plain(2, nn.ReLU, features=1), nn.CrossEntropyLoss(), SGD)
-    assert Cause.INPUT_LOST not in {f.cause for f in gm.diagnose(setup, one_column).findings}
-
-
-def test_dead_units() -> None:
-    model = mlp(2, nn.ReLU)
-    nn.init.constant_(model[2].bias, -50.0)
-    found = finding(Cause.DEAD_UNITS, gm.Setup(model, CE, SGD), batches())
-    assert (found.severity, found.sites, found.measured) == (Severity.ERROR, ("3",), 1.0)
-
-
-def test_few_samples_say_nothing_of_dead_units() -> None:
-    model = mlp(2, nn.ReLU)
-    found = gm.diagnose(gm.Setup(model, CE, SGD), (X[:4], Y[:4])).findings
-    assert Cause.DEAD_UNITS not in {f.cause for f in found}
-
-
-def test_adaptive_optimizers_outlive_a_vanishing_gradient() -> None:
-    """Eight layers with torch's initialization train with Adam, so there is a warning, and no error."""
-    for optimizer, healthy in ((ADAM, True), (partial(torch.optim.SGD, lr=0.1), False)):
-        torch.manual_seed(0)
-        diagnosis = gm.diagnose(gm.Setup(mlp(10, nn.ReLU, width=128), CE, optimizer), batches())
-        assert diagnosis.healthy is healthy
-        assert Cause.VANISHING_GRADIENT in {f.cause for f in diagnosis.findings}
-    assert not gm.diagnose(gm.Setup(mlp(30, nn.Sigmoid), CE, ADAM), batches()).healthy
 
 
 # ---- learning rates ---------------------------------------------------------------------------------------
@@ -537,8 +390,10 @@ def test_verdicts() -> None:
 
 
 def test_every_cause_has_one_rule_of_its_name() -> None:
-    assert {rule.__name__ for rule in RULES} == {cause.name.lower() for cause in Cause}
-    assert len(RULES) == len(Cause)
+    """Of the course of a training, too; values that are no numbers may be found before it and in it."""
+    names = [rule.__name__ for rule in (*RULES, *course.RULES, course.dying_units)]
+    assert sorted({*names} - {"born_non_finite"}) == sorted(cause.name.lower() for cause in Cause)
+    assert len(names) == len(Cause) + 1
 
 
 def test_rules_are_silent_on_what_was_not_measured() -> None:
@@ -563,9 +418,10 @@ def test_looking_is_diagnosing_without_steps() -> None:
     assert not gm.diagnose(setup, BATCH).healthy
 
 
-def test_at_most_four_batches_are_looked_at() -> None:
+@pytest.mark.parametrize(("rows", "samples"), [(128, 256), (32, 128), (100, 300)])
+def test_as_many_batches_are_measured_as_say_enough(rows: int, samples: int) -> None:
     def endless() -> Any:
         while True:
-            yield BATCH
+            yield BATCH[0][:rows], BATCH[1][:rows]
 
-    assert gm.diagnose(gm.Setup(plain(1, nn.Tanh), CE), endless()).profile.samples == 4 * 128
+    assert gm.diagnose(gm.Setup(plain(1, nn.Tanh), CE), endless()).profile.samples == samples

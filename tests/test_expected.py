@@ -243,6 +243,19 @@ def test_it_says_where_theory_ends(network: Callable[[], nn.Module], reason: str
     assert list(profile.expected) == found
 
 
+@pytest.mark.parametrize("head", [[nn.AdaptiveAvgPool2d(1)], []], ids=["alike", "independent"])
+def test_windows_of_a_mean_may_overlap(head: list[nn.Module]) -> None:
+    """Whether the gradients of neighbours are alike, as behind a mean over all places, or independent."""
+    end = nn.Linear(CHANNELS * (1 if head else 36), 3)
+    layers = [conv(3), nn.ReLU(), nn.AvgPool2d(3, stride=1), conv(), nn.ReLU(), *head, nn.Flatten(), end]
+    profile = measured(nn.Sequential(*layers), 3, 12, 12)
+    sites = list(profile.anatomy.sites)
+    sites[2] = replace(sites[2], settings={"kernel": (3, 3), "stride": (1, 1)})
+    found, reason = expect(replace(profile.anatomy, sites=tuple(sites)), profile.sites, profile.inputs)
+    assert reason is None
+    assert found[0].gradient_norm == pytest.approx(profile.sites[0].gradient_norm, rel=0.15)
+
+
 def test_theory_begins_before_the_gap_if_nothing_lies_behind_it() -> None:
     body = [conv(3), nn.ReLU(), conv(), nn.InstanceNorm2d(CHANNELS), nn.ReLU(), nn.Flatten()]
     profile = measured(nn.Sequential(*body, nn.Linear(64 * CHANNELS, 3)), 3, 12, 12)

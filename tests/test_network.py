@@ -182,6 +182,36 @@ def test_without_a_formula_gradients_go_on_by_the_measured_factor() -> None:
     assert found.log_gradients == pytest.approx((math.log(0.5), math.log(2.0), 0.0))
 
 
+def test_each_sample_follows_its_own_lengths() -> None:
+    """The gradient of all is the sum of theirs, and most of it that of the longest sample."""
+    first, second = np.array([2.0, 0.01, 5.0, 1.0]), np.array([2.0, 1e-5, 9.0, 0.3])
+    rest = [Linear(2.0), Node(GELU, lengths=second), Linear(2.0)]
+    found = propagate([Linear(2.0), Node(GELU, lengths=first), *rest], Signal(1.0, gap=1.0))
+    each = [
+        math.prod(theory.gradient_factor(F.gelu, q, 2.0) for q in lengths)
+        for lengths in zip(first, second, strict=True)
+    ]
+    assert found.gradients[0] is not None
+    assert found.log_gradients[0] == pytest.approx(math.log(np.mean(each)))
+    assert found.gradients[0].share == pytest.approx(np.array(each) / np.mean(each))
+    assert found.lengths == propagate([Linear(2.0), GELU, *rest], Signal(1.0, gap=1.0)).lengths
+
+
+def test_samples_keep_apart_only_where_they_are_the_same() -> None:
+    """Not where a batch is normalized, not from four rows to two, and not through positions."""
+    four, two = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 3.0])
+    graph = [Linear(2.0), Node(GELU, lengths=two), Linear(2.0), Node(GELU, lengths=four), Linear(2.0)]
+    halves = [theory.gradient_factor(F.gelu, q, 2.0) for q in two]
+    all_four = [theory.gradient_factor(F.gelu, q, 2.0) for q in four]
+    found = propagate(graph, Signal(1.0, gap=1.0)).log_gradients[0]
+    assert found == pytest.approx(math.log(np.mean(halves) * np.mean(all_four)))
+    normed = [Linear(1.0), BatchNormalization(4), GELU, Linear(1.0)]
+    known = [*normed[:2], Node(GELU, lengths=four), normed[3]]
+    assert propagate(known, Signal(1.0, gap=1.0)) == propagate(normed, Signal(1.0, gap=1.0))
+    image = Signal(four, gap=1.0)
+    assert Linear(1.0).backward(Gradient(share=four / 2.5), [image]) == [Gradient()]
+
+
 def test_theory_begins_at_the_last_weights() -> None:
     """Behind them gradients are what was measured, whatever rules say."""
     behind = {2: Gradient(1.0), 3: Gradient(5.0), 4: Gradient(7.0)}
@@ -236,7 +266,7 @@ def numbers(most: float) -> st.SearchStrategy[float]:
 
 
 unary = st.one_of(
-    st.builds(Linear, numbers(30), numbers(2)),
+    st.builds(Linear, numbers(30), numbers(2), st.sampled_from((None, 1, 8, 512))),
     st.sampled_from(ACTIVATIONS),
     st.builds(Normalization, st.booleans(), numbers(3), numbers(1), numbers(1)),
     st.builds(
@@ -274,6 +304,7 @@ def test_every_graph_has_numbers(graph: list[tuple[Rule, tuple[int, ...]]], q: f
             assert math.isfinite(gradient.log)
             assert abs(gradient.cosine) <= 1 + 1e-6
             assert np.mean(gradient.share) == pytest.approx(1)
+            assert 1 <= gradient.radial <= gradient.units
 
 
 @settings(max_examples=50, deadline=None)

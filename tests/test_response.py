@@ -1,16 +1,19 @@
 """How the loss answers to steps: against steps really taken."""
 
 import math
+from dataclasses import astuple
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gradmend as gm
 from gradmend.readings import Response
-from gradmend.response import respond
+from gradmend.response import Losses, Outlook, look_ahead, lower, respond
 from helpers import ADAM, SGD, assert_same, blobs, plain, setups, trace
 
 KINDS = list(setups())
@@ -132,3 +135,122 @@ def test_parameters_of_the_loss_are_trained_along() -> None:
     twin = really(setup, blobs(), 3)
     assert list(answer(setup, blobs(), 3).losses[:3]) == pytest.approx(twin[1:], rel=1e-6)
     assert loss.scale.item() == 1
+
+
+def rows(count: int) -> list[Any]:
+    x, y = blobs(32 * count)
+    return [(x[k::count], y[k::count]) for k in range(count)]
+
+
+def watched(setup: gm.Setup, batch: Any) -> tuple[float, float]:
+    """The loss with its own targets and, on the average, with those moved on by fifths of the batch."""
+    x, y = batch
+    shifts = [len(y) * k // 5 for k in range(1, 5)]
+    others = [setup.loss((x, torch.cat([y[-shift:], y[:-shift]]))).item() for shift in shifts]
+    return setup.loss(batch).item(), sum(others) / 4
+
+
+def means(losses: list[tuple[float, float]]) -> tuple[float, float]:
+    own, others = zip(*losses, strict=True)
+    return sum(own) / len(losses), sum(others) / len(losses)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("optimizer", [SGD, ADAM, partial(torch.optim.SGD, lr=0.1, momentum=0.9)])
+def test_the_outlook_is_that_of_training(optimizer: Any, count: int, clip: float | None) -> None:
+    transform = partial(nn.utils.clip_grad_norm_, max_norm=clip) if clip else None
+    setup = gm.Setup(plain(2, nn.Tanh), CE, optimizer, gradient_transform=transform)
+    batches = rows(count)
+    before = trace(setup)
+    outlook = look_ahead(setup, batches)
+    assert_same(before, trace(setup))
+    assert isinstance(outlook, Outlook)
+
+    met, values, unseen = [], [], batches[-1]
+    live, parameters = setup.build_optimizer(), list(setup.model.parameters())
+    for step in range(6):
+        batch = (batches[:-1] or batches)[step % max(count - 1, 1)]
+        met.append(watched(setup, batch))
+        live.zero_grad()
+        setup.loss(batch).backward()
+        if transform is not None:
+            transform(parameters)
+        live.step()
+        values.append(nn.utils.parameters_to_vector(parameters).detach())
+    assert astuple(outlook.first) == pytest.approx(means(met[:3]), rel=1e-5)
+    assert astuple(outlook.second) == pytest.approx(means(met[3:]), rel=1e-5)
+    assert astuple(outlook.after) == pytest.approx(watched(setup, unseen), rel=1e-5)
+    for times, losses in zip((8, 32), outlook.ahead, strict=True):
+        nn.utils.vector_to_parameters(values[5] + times * (values[5] - values[2]), parameters)
+        assert astuple(losses) == pytest.approx(watched(setup, unseen), rel=1e-4)
+
+
+def test_a_network_that_ignores_its_input_tells_nothing_apart() -> None:
+    """Only its last bias learns; with the weights, it does tell them apart."""
+    model = plain(2, nn.Tanh)
+    nn.init.zeros_(model[-1].weight)
+    learnt = look_ahead(gm.Setup(model, CE, SGD), rows(4))
+    model.requires_grad_(False)
+    model[-1].bias.requires_grad_(True)
+    blind = look_ahead(gm.Setup(model, CE, SGD), rows(4))
+    assert isinstance(learnt, Outlook)
+    assert isinstance(blind, Outlook)
+    assert learnt.ahead[-1].told_apart > 0.1
+    for losses in (blind.first, blind.second, blind.after, *blind.ahead):
+        assert losses.told_apart == pytest.approx(0, abs=0.01)  # classes come 32 = 3 x 11 - 1 times
+
+
+def test_noise_does_not_tell_targets_apart() -> None:
+    """Dropout is the same for a batch with its own targets and with others."""
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 3))
+    nn.init.zeros_(model[1].weight)
+    still = gm.Setup(model, CE, partial(torch.optim.SGD, lr=0.0))
+    outlook = look_ahead(still, rows(4))
+    assert outlook == look_ahead(still, rows(4))
+    assert isinstance(outlook, Outlook)
+    assert outlook.after.told_apart == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"optimizer": None}, "there is no optimizer"),
+        ({"optimizer": torch.optim.LBFGS}, "wants a closure"),
+        (
+            {"loss_fn": None, "step": lambda model, batch: CE(model(batch[0]), batch[1])},
+            "cannot be exchanged",
+        ),
+    ],
+    ids=["no optimizer", "closure", "step"],
+)
+def test_without_an_outlook_the_reason_is_given(changes: dict[str, Any], reason: str) -> None:
+    given = {"loss_fn": CE, "optimizer": SGD} | changes
+    found = look_ahead(gm.Setup(plain(1, nn.Tanh), **given), rows(4))
+    assert isinstance(found, str)
+    assert reason in found
+
+
+def test_without_other_samples_there_is_no_outlook() -> None:
+    single = [(x[:1], y[:1]) for x, y in rows(2)]
+    assert isinstance(look_ahead(gm.Setup(plain(1, nn.Tanh), CE, SGD), single), str)
+
+
+def test_a_factory_that_holds_the_users_parameters_has_no_outlook() -> None:
+    model = plain(1, nn.Tanh)
+    held = gm.Setup(model, CE, lambda _: torch.optim.SGD(model.parameters(), lr=0.1))
+    before = trace(held)
+    assert isinstance(look_ahead(held, rows(4)), str)
+    assert_same(before, trace(held))
+
+
+@given(a=st.floats(allow_nan=True), b=st.floats(allow_nan=True))
+def test_how_much_lower_a_loss_is(a: float, b: float) -> None:
+    share = lower(a, b)
+    assert -1 <= share <= 1
+    if math.isfinite(a) and math.isfinite(b):
+        assert share == -lower(b, a)
+        assert (share > 0) == (a < b) or abs(a - b) < 1e-300
+    else:
+        assert share == -1
+    assert Losses(a, b).told_apart == share

@@ -26,32 +26,39 @@ def pairs_cosine(x: Tensor) -> float:
     return sum(cosines) / len(cosines) if cosines else math.nan
 
 
-def sums(x: Tensor) -> list[float]:
-    found: list[float] = stats.sample_sums(stats.some_samples(x.flatten(1))).tolist()
+def directions(x: Tensor) -> list[float]:
+    """Mean cosine and effective rank."""
+    found: list[float] = stats.directions(stats.gram(stats.some_samples(x.flatten(1)))).tolist()
     return found
 
 
 @given(tensors)
-def test_norm_and_zeros(x: Tensor) -> None:
+def test_norm_and_nonzero_share(x: Tensor) -> None:
     values = x.double().flatten().tolist()
     assert stats.norm(x).item() == pytest.approx(math.sqrt(sum(v * v for v in values)), rel=1e-12)
-    zeros = sum(v == 0 for v in values) / len(values)
-    assert stats.zeros(sums(x)) == pytest.approx(zeros, abs=1e-6)  # counted in float32
+    nonzero = sum(v != 0 for v in values) / len(values)
+    rows = stats.some_samples(x.flatten(1))
+    assert stats.nonzero_share(rows).item() == pytest.approx(nonzero, abs=1e-6)  # counted in float32
 
 
-@given(tensors, st.sampled_from([1e-30, 1.0, 1e30]))
-def test_cosine_of_samples(x: Tensor, scale: float) -> None:
-    measured = stats.cosine(sums(x * scale))
-    assert measured == pytest.approx(pairs_cosine(x), abs=1e-6, nan_ok=True)  # unit vectors in float32
+SCALES = {torch.float32: (1e-44, 1e-30, 1.0, 1e30, 1e37), torch.float64: (1e-250, 1.0, 1e250)}
+
+
+@given(tensors, st.sampled_from([(dtype, scale) for dtype, scales in SCALES.items() for scale in scales]))
+def test_cosine_of_samples(x: Tensor, kind: tuple[torch.dtype, float]) -> None:
+    """Down to numbers of float32 that have no more than three bits."""
+    dtype, scale = kind
+    x = x.to(dtype) * scale
+    measured, _ = directions(x)
+    assert measured == pytest.approx(pairs_cosine(x.double() / scale), abs=1e-14, nan_ok=True)
 
 
 @given(st.floats(-9, -1))
 def test_cosine_keeps_its_digits_where_samples_are_all_but_parallel(exponent: float) -> None:
     rows = torch.ones(32, 64) + 10**exponent * torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
-    gap, exact = (1 - stats.cosine(sums(x)) for x in (rows, rows.double()))
-    assert gap == pytest.approx(
-        exact, rel=0.1, abs=1e-13
-    )  # float32's unit vectors are right to 3e-8 per value
+    units = nn.functional.normalize(stats.some_samples(rows).double(), dim=1)
+    gap = torch.pdist(units).square().mean().item() / 2
+    assert 1 - directions(rows)[0] == pytest.approx(gap, rel=1e-6, abs=1e-14)
 
 
 @given(tensors, st.integers(1, 3))
@@ -64,7 +71,7 @@ def test_silent_units(x: Tensor, dim: int) -> None:
 
 
 def rank(x: Tensor) -> float:
-    return stats.rank(sums(x))
+    return directions(x)[1]
 
 
 def test_effective_rank_counts_directions() -> None:
@@ -80,7 +87,7 @@ def test_effective_rank_counts_directions() -> None:
 
 def test_squares_do_not_underflow() -> None:
     assert stats.norm(torch.full((4, 4), 1e-30)).item() == pytest.approx(4e-30, rel=1e-5)
-    assert stats.cosine(sums(torch.full((4, 4), 1e-30))) == pytest.approx(1.0)
+    assert directions(torch.full((4, 4), 1e-30))[0] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("values", [3, 1024, 1025, 4096, 49 * 512, 3 * 224 * 224])
@@ -116,7 +123,9 @@ def test_flat_fraction_is_the_share_of_small_slopes() -> None:
     assert flat == pytest.approx(twin, abs=0.005)  # the interval's ends lie on a grid of step 0.01
 
 
-@pytest.mark.parametrize("statistic", [stats.norm, stats.sample_sums, stats.some_samples])
+@pytest.mark.parametrize(
+    "statistic", [stats.norm, stats.gram, lambda x: stats.directions(stats.gram(x)), stats.some_samples]
+)
 def test_safe_under_vmap(statistic: object) -> None:
     x = torch.randn(3, 6, 4)
     together = torch.func.vmap(statistic)(x)  # type: ignore[arg-type]

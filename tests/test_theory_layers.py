@@ -103,6 +103,23 @@ def test_batch_norm_in_random_networks(phi: theory.Activation, batch_size: int) 
     assert measured == pytest.approx(math.log(theory.norm_factor(phi, "batch", batch_size)), abs=0.03)
 
 
+@pytest.mark.parametrize(("name", "exponent"), [("silu", 1.1009), ("gelu", 1.0621), ("elu", 0.8602)])
+def test_batch_normalization_parts_samples_by_the_exponent_of_the_variance(
+    name: str, exponent: float
+) -> None:
+    """A quarter of a batch that is a little longer than the rest is so by that power one layer on."""
+    phi = ACTIVATIONS[name]
+    variances = [theory.output_moment(phi, q) - theory.expectation(phi, q) ** 2 for q in (1.001, 0.999)]
+    assert math.log(variances[0] / variances[1]) / math.log(1.001 / 0.999) == pytest.approx(
+        exponent, abs=1e-4
+    )
+    h, weight = normalize(gaussian(256, 2048), "batch"), gaussian(2048, 512)
+    longer = torch.cat((h[:64] * math.sqrt(1.05), h[64:]))
+    lengths = [normalize(phi(x) @ weight, "batch").square().mean(1) for x in (longer, h)]
+    grown = lengths[0].log() - lengths[1].log()
+    assert float(grown[:64].mean() - grown[64:].mean()) / math.log(1.05) == pytest.approx(exponent, abs=0.03)
+
+
 def test_batch_norm_depth() -> None:
     assert theory.batch_norm_depth(torch.relu) == pytest.approx(16 / math.log(1.46694), rel=1e-4)
     assert theory.batch_norm_depth(torch.relu, 8) < theory.batch_norm_depth(torch.relu, 64)
@@ -256,29 +273,3 @@ def test_weight_gradients_in_random_networks(name: str) -> None:
 
 def test_weight_gradient_of_one_sample_has_no_cross_terms() -> None:
     assert theory.squared_weight_gradient(3.0, 2.0, 5.0, 7.0, 1) == 6
-
-
-# -- finite width ---------------------------------------------------------------------------------------
-
-
-def test_finite_width() -> None:
-    assert theory.finite_width_deviation(100, 256) == pytest.approx(1.40, abs=0.005)
-    assert theory.finite_width_mean(100, 256) == pytest.approx(-5 * 100 / 512)
-
-
-def test_finite_width_in_random_networks() -> None:
-    width, depth, nets = 64, 20, 300
-    weights = gaussian(depth, nets, width, width, variance=2 / width)
-    x = gaussian(nets, 1, width)
-    stream = [x.requires_grad_()]
-    for weight in weights:
-        stream.append(torch.relu(stream[-1]) @ weight)
-    first, last = torch.autograd.grad(stream[-1], (stream[0], stream[-1]), torch.randn_like(stream[-1]))
-    ratio = (first.square().sum((1, 2)) / last.square().sum((1, 2))).log()
-    deviation = theory.finite_width_deviation(depth, width)
-    # The mean of 300 strays by deviation / sqrt(300), their deviation by that / sqrt(2); terms of order
-    # 1 / width^2 that the law leaves out show in the second digit.
-    assert float(ratio.mean()) == pytest.approx(
-        theory.finite_width_mean(depth, width), abs=3 * deviation / math.sqrt(nets)
-    )
-    assert float(ratio.std()) == pytest.approx(deviation, rel=0.15)

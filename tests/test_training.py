@@ -13,51 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from gradmend.data import Data
 from gradmend.errors import DataError, SetupError, TargetError
-from gradmend.setup import Budget, Setup
-from gradmend.training import History, Trial, run_trial, train
-from gradmend.zoo import mlp, recipe
-
-on_cpu = partial(train, device="cpu")
-
-
-def toy(rows: int = 96, held_out: int = 32, classes: int | None = 3) -> Data:
-    """Classes that a linear model can tell apart, or their scores."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows + held_out, 8, generator=generator)
-    scores = x @ torch.randn(8, 3, generator=generator)
-    y = scores.argmax(1) if classes else scores
-    return Data(x[:rows], y[:rows], x[rows:], y[rows:], "toy", classes)
-
-
-def network(*extra: nn.Module) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), *extra, nn.Linear(16, 3))
-
-
-def plain_network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return mlp(8, 3, width=16, depth=2, activation="tanh")
-
-
-ADAM = partial(Adam, lr=0.01)
-
-
-def setup(optimizer: Any = ADAM, **parts: Any) -> Setup:
-    return Setup(network(nn.Dropout(0.2)), nn.CrossEntropyLoss(), optimizer, **parts)
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
+from gradmend.setup import Setup
+from gradmend.training import History, train
+from gradmend.zoo import recipe
+from toys import assert_same, network, on_cpu, plain_network, setup, state, toy
 
 # The loop
 
@@ -190,6 +152,20 @@ def test_random_state_modes_and_threads_return() -> None:
     assert torch.get_num_threads() == threads
 
 
+def test_parts_in_eval_mode_stay_frozen_in_a_model_that_trains() -> None:
+    """That is how a batch normalization is frozen; a model wholly in eval mode trains wholly."""
+    frozen, resting = setup(), setup()
+    frozen.model[1].eval()
+    resting.model.eval()
+    means = [given.model[1].running_mean.clone() for given in (frozen, resting)]
+    for given in (frozen, resting):
+        on_cpu(given, toy(), steps=5)
+    assert torch.equal(frozen.model[1].running_mean, means[0])
+    assert not torch.equal(resting.model[1].running_mean, means[1])
+    assert [m.training for m in frozen.model] == [True, False, True, True, True]
+    assert not any(m.training for m in resting.model.modules())
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -220,84 +196,6 @@ def test_threads_return_after_an_error() -> None:
     with pytest.raises(DataError):
         on_cpu(setup(), iter([toy().head(8)] * 150), epochs=2)
     assert torch.get_num_threads() == 2
-
-
-# Forms of data
-
-
-def test_forms_of_the_same_batches_train_alike() -> None:
-    x, y = toy().x, toy().y
-    cut = list(zip(x.split(32), y.split(32), strict=True))
-    loader = DataLoader(TensorDataset(x, y), batch_size=32)
-    setups = (Setup(plain_network(), nn.CrossEntropyLoss(), ADAM) for _ in range(2))
-    losses = [on_cpu(next(setups), data, epochs=4).loss for data in (cut, loader)]
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 12
-
-
-def test_full_arrays_are_cut_as_data_is() -> None:
-    data = toy()
-    arrays = on_cpu(setup(), (data.x, data.y), epochs=2, batch_size=16)
-    assert arrays.loss == on_cpu(setup(), data, epochs=2, batch_size=16).loss
-    assert arrays.test_accuracy is None
-
-
-def test_ten_epochs_of_batches_of_32_are_usual() -> None:
-    history = on_cpu(setup(), toy())
-    assert (history.epochs, history.steps) == (10, 30)
-    assert on_cpu(setup(), toy(), steps=35).epochs == 12
-
-
-class WithLoss(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(8, 3)
-
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": nn.functional.cross_entropy(self.linear(x), labels)}
-
-
-def test_batches_that_are_dicts() -> None:
-    batch = {"x": toy().x, "labels": toy().y}
-    history = on_cpu(Setup(WithLoss(), optimizer=partial(SGD, lr=0.5)), [batch], [batch], epochs=20)
-    assert history.loss[-1] < history.loss[0]
-    assert history.accuracy is None
-    assert history.test_accuracy is None
-    assert history.test_loss == pytest.approx(history.loss[-1], rel=0.05)
-    single = on_cpu(Setup(WithLoss(), optimizer=partial(SGD, lr=0.5)), batch, epochs=2)
-    assert single.steps == 2
-
-
-def test_a_step_of_the_users_own() -> None:
-    def step(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        return model(batch["pair"][0]).square().mean() + batch["bias"]
-
-    given = Setup(network(), step=step, optimizer=partial(SGD, lr=0.1))
-    history = on_cpu(given, [{"pair": [toy().x], "bias": 1.0}], epochs=5)
-    assert history.loss[-1] < history.loss[0]
-    assert history.accuracy is None
-
-
-class Stream(IterableDataset):
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter(zip(toy().x, toy().y, strict=True))
-
-
-def test_loaders_of_unknown_length() -> None:
-    assert on_cpu(setup(), DataLoader(Stream(), batch_size=32), epochs=2).steps == 6
-
-
-def test_a_generator_serves_one_epoch() -> None:
-    batches = [toy().head(32)] * 3
-    assert on_cpu(setup(), iter(batches), epochs=1).steps == 3
-    with pytest.raises(DataError, match="Epoch 2 gave no batch"):
-        on_cpu(setup(), iter(batches), epochs=2)
-
-
-@pytest.mark.parametrize("data", [[], TensorDataset(toy().x, toy().y), 3])
-def test_what_gives_no_batches_is_refused(data: Any) -> None:
-    with pytest.raises(DataError):
-        on_cpu(setup(), data)
 
 
 # Outcomes
@@ -416,55 +314,3 @@ def test_a_shallow_network_learns_the_digits() -> None:
 def test_refusals(call: Callable[[], History], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
-
-
-# Trials
-
-
-def test_a_trial_touches_nothing() -> None:
-    model = network(nn.Dropout(0.2))
-    given = Setup(model, nn.CrossEntropyLoss(), Adam(model.parameters()))
-    on_cpu(given, toy(), steps=3)
-    model.eval()
-    weights, random = state(model), torch.get_rng_state()
-    memory = [entry["exp_avg"].clone() for entry in given.optimizer.state.values()]
-    gradients = [p.grad.clone() for p in model.parameters()]
-    run_trial(given, [toy().head(32)], Budget(steps=10))
-    assert_same(state(model), weights)
-    assert torch.equal(torch.get_rng_state(), random)
-    assert not any(module.training for module in model.modules())
-    after = [entry["exp_avg"] for entry in given.optimizer.state.values()]
-    assert all(map(torch.equal, memory, after))
-    assert all(map(torch.equal, gradients, [p.grad for p in model.parameters()]))
-
-
-def test_trials_are_comparable_and_learn() -> None:
-    batches = list(toy().batches(32, epochs=1, generator=torch.Generator().manual_seed(0)))
-    first, again, other = (
-        run_trial(setup(), batches, Budget(steps=60), label="as it is", seed=seed) for seed in (0, 0, 1)
-    )
-    assert first.losses == again.losses
-    assert first.losses != other.losses
-    assert (first.label, len(first.losses), first.diverged) == ("as it is", 60, False)
-    assert first.final_loss < first.initial_loss == first.losses[0]
-    assert first.accuracy > 0.5
-
-
-def test_a_trial_ends_by_time_or_divergence() -> None:
-    batches = [toy().head(32)]
-    assert len(run_trial(setup(), batches, Budget(steps=1000, seconds=1e-9)).losses) == 1
-    exploding = Setup(network(), nn.CrossEntropyLoss(), partial(SGD, lr=1e30))
-    trial = run_trial(exploding, batches, Budget(steps=1000))
-    assert trial.diverged
-    assert trial.final_loss == math.inf
-    assert len(trial.losses) <= 50
-
-
-def test_the_final_loss_is_the_median_of_the_last_quarter() -> None:
-    trial = Trial("", (9.0, 8.0, 7.0, 6.0, 5.0, 1.0, 3.0, 2.0), None, 1.0, diverged=False)
-    assert (trial.initial_loss, trial.final_loss) == (9.0, 2.5)
-
-
-def test_a_trial_accumulates() -> None:
-    given = Setup(mlp(8, 3, depth=1), nn.CrossEntropyLoss(), partial(SGD, lr=0.1), accumulate=4)
-    assert len(run_trial(given, [toy().head(8)], Budget(steps=5)).losses) == 5

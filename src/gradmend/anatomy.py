@@ -39,7 +39,8 @@ class Site:
         activation: the elementwise function without in-place effects (activation sites).
         parameters: names of the parameters that it uses.
         settings: the numbers it was called with. convolution: kernel, stride, padding, dilation (a tuple
-            each) and groups; normalization: eps, groups; dropout: p; scale: factor, the constant's rms.
+            each) and groups; avg_pool: kernel, stride; normalization: eps, groups; dropout: p; scale: factor,
+            the constant's rms.
         batch_dim: which dimension counts the samples: 1 behind recurrent and attention layers that take the
             steps first.
     """

@@ -106,6 +106,7 @@ def train(
 ) -> None:
     """Train a network or a shipped recipe and print its test accuracy."""
     with _output(as_json) as show:
+        from gradmend.diagnosis.course import judge_course
         from gradmend.training import train
 
         found = _find(target, data, loss, optimizer, device, seed)
@@ -118,7 +119,7 @@ def train(
             device=device,
             progress=not as_json,
         )
-        show(history)
+        show(history, *judge_course(history))
     raise typer.Exit(ILL if history.diverged else HEALTHY)
 
 

@@ -11,9 +11,13 @@ from gradmend import theory
 from gradmend.anatomy import INPUT, Activation, Anatomy, Site
 from gradmend.readings import Expected, InputReading, ParameterReading, Reading
 from gradmend.theory.network import UNKNOWN
+from gradmend.theory.signals import Field
 
 Factors = Mapping[tuple[int, int], float]
 """(site, one of its inputs) -> E|J^T v|^2 / |v|^2, measured where theory has no formula."""
+
+Lengths = Mapping[int, Field]
+"""Activation site -> the mean square of what it reads, of each sample."""
 
 _LARGEST = 709.0
 """A number of which exp is one too."""
@@ -28,6 +32,7 @@ def expect(
     inputs: InputReading | None,
     parameters: Sequence[ParameterReading] = (),
     factors: Factors | None = None,
+    lengths: Lengths | None = None,
 ) -> tuple[dict[int, Expected], str | None]:
     """What theory expects at each site, and why not at every site with weights if so.
 
@@ -41,10 +46,17 @@ def expect(
         inputs: what the first site gets, if that is a batch of vectors.
         parameters: the readings of its parameters, for gains and biases of normalizations.
         factors: measured for sites without a formula.
+        lengths: measured before activations. Each sample's gradient then follows its own lengths.
     """
     if not all(reading.finite for reading in sites):
         return {}, "values are not finite"
-    model = _Model(anatomy, {r.site.index: r for r in sites}, {p.name: p for p in parameters}, factors or {})
+    model = _Model(
+        anatomy,
+        {r.site.index: r for r in sites},
+        {p.name: p for p in parameters},
+        factors or {},
+        lengths or {},
+    )
     nodes = [model.node(site) for site in anatomy.sites]
     if not any(node.weighted for node in nodes):
         return {}, "no layer with weights"
@@ -105,6 +117,7 @@ class _Model:
     readings: Mapping[int, Reading]
     parameters: Mapping[str, ParameterReading]
     factors: Factors
+    lengths: Lengths
     activations: dict[Activation, theory.Elementwise] = field(default_factory=dict)
 
     def node(self, site: Site) -> theory.Node:
@@ -119,6 +132,7 @@ class _Model:
             measured=_signal(reading, self._cosine(site)) if reading else None,
             factors=known if len(known) == len(factors) else None,
             weights=_weights(site),
+            lengths=self.lengths.get(site.index),
         )
 
     def gradients(self, nodes: Sequence[theory.Node]) -> dict[int, theory.Gradient]:
@@ -160,7 +174,16 @@ class _Model:
         zero = self.readings[site.index].zero if site.index in self.readings else None
         if site.function == "relu" and zero is not None:
             return 1 - zero
-        return _pool_factor(site, self.shape(source)) if site.kind == "pool" and source != INPUT else None
+        if site.kind != "pool" or source == INPUT:
+            return None
+        return self._overlap(site, source) or _pool_factor(site, self.shape(source))
+
+    def _overlap(self, site: Site, source: int) -> float | None:
+        """Where windows of a mean overlap their gradients add up, alike or not: by how much is measured."""
+        windows = zip(site.settings.get("kernel", ()), site.settings.get("stride", ()), strict=True)
+        ends = [self.readings[i].gradient_norm or 0.0 for i in (source, site.index) if i in self.readings]
+        only = len(self.anatomy.readers(source)) == 1 and len(ends) == 2 and all(ends)
+        return (ends[0] / ends[1]) ** 2 if only and any(size > step for size, step in windows) else None
 
 
 def _signal(reading: Reading, cosine: float) -> theory.Signal | None:
@@ -186,7 +209,9 @@ def _weights(site: Site) -> str | None:
 def _rule(model: _Model, site: Site, reading: Reading) -> theory.Rule | None:
     if site.weighted and reading.weight_variance is not None:
         variances = reading.weight_variance, reading.bias_variance or 0.0
-        return theory.Linear(*variances) if site.kind == "linear" else _convolution(model, site, variances)
+        if site.kind == "linear":
+            return theory.Linear(*variances, site.fan_in)
+        return _convolution(model, site, variances)
     match site.kind:
         case "activation" if site.activation:
             return model.elementwise(site.activation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import random
 from collections.abc import Iterator, Sequence
@@ -35,14 +34,16 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         with torch.random.fork_rng(devices), _gradients_on(), _unwritten(modules), _kept(modules):
             if not model.training:
                 model.train()
-            for p, _ in grads:
-                p.grad = None
+            for p, grad in grads:
+                if grad is not None:
+                    p.grad = None
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
         for p, grad in grads:
-            p.grad = grad
+            if p.grad is not grad:
+                p.grad = grad
 
 
 def untouched(batch: Batch) -> Batch:
@@ -58,9 +59,9 @@ def untouched(batch: Batch) -> Batch:
 @contextmanager
 def untrained(model: nn.Module) -> Iterator[None]:
     """Inside, an optimizer that is about to change the model raises instead."""
-    own = {id(p) for p in model.parameters()}
 
     def refuse(optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+        own = {id(p) for p in model.parameters()}
         if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             raise BatchError("`step` returns the loss and does not train: leave out `optimizer.step()`.")
 
@@ -101,25 +102,30 @@ def _kept(modules: Sequence[nn.Module]) -> Iterator[None]:
 
     Writing the old values back would not do: the graph of a loss that the user holds may need these tensors.
     """
-    plain = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-    spaces: list[dict[str, Any]] = [space for module in plain for space in (vars(module), module._buffers)]
-    before = [(space, dict(space)) for space in spaces]
-    held = [value for space in spaces for value in space.values() if type(value) in (list, dict, set)]
-    contents = [(value, copy.copy(value)) for value in held]
+    held: list[Any] = []
+    own: list[tuple[dict[str, Any], str, Any]] = []
+    for module in modules:
+        if not isinstance(module, torch.jit.ScriptModule):
+            space, buffers = vars(module), module._buffers
+            held += (space, buffers, module._parameters, module._modules, module._non_persistent_buffers_set)
+            own += [(space, key, space[key]) for key in space.keys() - _STANDARD]
+            own += [(buffers, key, value) for key, value in buffers.items()]
+    held += [value for _, _, value in own if type(value) in (list, dict, set)]
+    before = [(part, part.copy()) for part in held]
     copies: dict[int, Tensor] = {}
-    for space in spaces:
-        for key, value in space.items():
-            if isinstance(value, Tensor) and not value.requires_grad and not isinstance(value, nn.Parameter):
-                space[key] = copies.setdefault(id(value), value.clone())
+    for space, key, value in own:
+        if isinstance(value, Tensor) and not value.requires_grad and not isinstance(value, nn.Parameter):
+            space[key] = copies.setdefault(id(value), value.clone())
     try:
         yield
     finally:
-        for space, values in before:
-            space.clear()
-            space.update(values)
-        for value, content in contents:
-            value.clear()
-            value.extend(content) if isinstance(value, list) else value.update(content)
+        for part, content in before:
+            part.clear()
+            part.extend(content) if isinstance(part, list) else part.update(content)
+
+
+_STANDARD = frozenset(vars(nn.Module()))
+"""What every module has."""
 
 
 @contextmanager

@@ -71,10 +71,10 @@ class Inside:
 
     def time(self, numbers: Numbers, index: int) -> recurrence.TimeReading | None:
         """What happens along time in a recurrent call."""
-        if ("gates", index) not in numbers:
+        if index not in numbers["gates"]:
             return None
-        gradients = numbers.get(("through time", index), [])
-        return recurrence.read(self._layouts[index], numbers["gates", index], gradients)
+        gradients = numbers["through time"].get(index, [])
+        return recurrence.read(self._layouts[index], numbers["gates"][index], gradients)
 
     def _recurrent(self, call: Call, index: int) -> None:
         """Of a cell in a loop every call is a step: the 1st, 2nd, 4th, 8th ... are looked into."""
@@ -138,11 +138,11 @@ def _drift(mean: Tensor, scale: Tensor, running_mean: Tensor, running_var: Tenso
 
 def drift(numbers: Numbers, index: Key) -> DriftReading | None:
     """How far the running statistics of a batch normalization are from those of the batch."""
-    shift, ratio = numbers.get(("drift", index), (math.nan, math.nan))
-    return None if math.isnan(shift) else DriftReading(shift, ratio)
+    found = numbers["drift"].get(index)
+    return DriftReading(*found) if found and not math.isnan(found[0]) else None
 
 
 def attended(numbers: Numbers, index: Key) -> attention.AttentionReading | None:
     """What an attention call, or the softmax of one, attends to."""
-    found = numbers.get(("attention", index))
+    found = numbers["attention"].get(index)
     return attention.read(found) if found else None

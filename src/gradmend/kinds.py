@@ -171,10 +171,12 @@ def settings(name: str, kind: str, args: Sequence[Any], kwargs: Mapping[str, Any
     """The numbers that a call was made with, as far as they decide what it does to a signal.
 
     convolution: kernel, stride, padding, dilation, groups. normalization: eps, groups. dropout: p.
-    product with a constant: factor, the constant's rms.
+    avg_pool: kernel, stride. product with a constant: factor, the constant's rms.
     """
     if kind == "convolution":
         return _convolution(name, args, kwargs)
+    if name.startswith("avg_pool"):
+        return _windows(name, args, kwargs)
     if kind not in ("normalization", "dropout"):
         return {}
     found = {"p": 0.5, "eps": 1e-5}
@@ -197,6 +199,12 @@ def _convolution(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> d
         wide = [d * (k - 1) // 2 for d, k in zip(spread["dilation"], kernel, strict=True)]
         padding = tuple(wide) if padding == "same" else 0
     return {"kernel": kernel, **spread, "padding": _per_axis(padding, len(kernel)), "groups": given["groups"]}
+
+
+def _windows(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    given = {**dict(zip(("input", "kernel_size", "stride"), args, strict=False)), **kwargs}
+    kernel = _per_axis(given["kernel_size"], int(name[-2]))
+    return {"kernel": kernel, "stride": _per_axis(given.get("stride") or kernel, len(kernel))}
 
 
 def _per_axis(value: Any, axes: int) -> tuple[int, ...]:

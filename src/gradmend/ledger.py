@@ -1,73 +1,44 @@
-"""Ledger: numbers of one measured step, kept on their device until all are fetched in one transfer."""
+"""Ledger: numbers of one measured step; those on a device stay there until all are fetched together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from gradmend.samples import precision
-
 Key: TypeAlias = int | str
-Numbers: TypeAlias = dict[tuple[str, Key], list[float]]
+Numbers: TypeAlias = Mapping[str, Mapping[Key, Sequence[float]]]
+"""By group and key; a group that was never added is empty."""
 
 
 class Ledger:
     """Numbers by group and key."""
 
     def __init__(self) -> None:
+        self._numbers: dict[str, dict[Key, Sequence[float]]] = defaultdict(dict)
         self._waiting: list[tuple[str, Sequence[Key], Tensor]] = []
 
-    def add(self, group: str, keys: Sequence[Key], values: Tensor) -> None:
-        """Note values: one row of the tensor for each key."""
-        self._waiting.append((group, keys, values.detach()))
+    def add(self, group: str, keys: Sequence[Key], values: Tensor | Sequence[Sequence[float]]) -> None:
+        """Note values: one row for each key."""
+        if not isinstance(values, Tensor):
+            self._numbers[group].update(zip(keys, values, strict=True))
+        elif values.device.type == "cpu":
+            rows = values.flatten(1)
+            short = values.dtype == torch.bool  # a byte each, and no Python object
+            found = [row.tobytes() for row in rows.numpy()] if short else rows.tolist()
+            self._numbers[group].update(zip(keys, found, strict=True))
+        else:
+            self._waiting.append((group, keys, values.detach().flatten(1)))
 
     def fetch(self) -> Numbers:
-        """All numbers, by group and key."""
-        numbers: Numbers = {}
-        start = 0
-        device = self._waiting[0][2].device
-        flat = torch.cat([t.double().flatten().to(device) for _, _, t in self._waiting]).tolist()
-        for group, keys, values in self._waiting:
-            width = values.numel() // len(keys)
-            for key in keys:
-                numbers[group, key] = flat[start : start + width]
-                start += width
-        return numbers
-
-
-class Pile:
-    """Tensors of one shape from several places, reduced together: few operations on much, not many on little.
-
-    Args:
-        reduce: takes a tensor [places, *shape] and the places' keys.
-        height: of how many tensors; the space for them is the cost in memory.
-    """
-
-    def __init__(self, reduce: Callable[[Tensor, Sequence[Key]], None], height: int) -> None:
-        self._reduce = reduce
-        self._height = height
-        self._keys: list[Key] = []
-        self._space: Tensor | None = None
-        self._slots: Sequence[Tensor] = ()
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self._keys
-
-    def add(self, key: Key, x: Tensor) -> None:
-        """Keep a copy of a tensor until the pile is high enough; all must be of one shape."""
-        if self._space is None:
-            self._space = torch.empty((self._height, *x.shape), dtype=precision(x), device=x.device)
-            self._slots = self._space.unbind(0)
-        elif len(self._keys) == len(self._slots):
-            self.reduce()
-        self._slots[len(self._keys)].copy_(x)
-        self._keys.append(key)
-
-    def reduce(self) -> None:
-        """Reduce what is there."""
-        if self._space is not None and self._keys:
-            self._reduce(self._space[: len(self._keys)], tuple(self._keys))
-            self._keys.clear()
+        """All numbers."""
+        if self._waiting:
+            flat = torch.cat([values.double().flatten() for _, _, values in self._waiting]).cpu()
+            parts = torch.split(flat, [values.numel() for _, _, values in self._waiting])
+            for (group, keys, values), part in zip(self._waiting, parts, strict=True):
+                self.add(group, keys, part.view_as(values).to(values.dtype))
+            self._waiting.clear()
+        return self._numbers

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 import jaxtyping
 import torch
@@ -42,8 +42,13 @@ def remember_lines() -> Iterator[None]:
 
 
 @lru_cache(maxsize=1024)
-def _is_users(file: str) -> bool:
-    return not file.startswith(_NOT_THE_USERS)
+def _role(code: CodeType) -> str | None:
+    """Whether a function is the user's, or one of those that matter here."""
+    if code is nn.Module._call_impl.__code__:
+        return "module"
+    if code.co_filename == _CALLER:
+        return "caller"
+    return None if code.co_filename.startswith(_NOT_THE_USERS) else "user"
 
 
 def line_of_creation(module: nn.Module) -> str | None:
@@ -53,12 +58,26 @@ def line_of_creation(module: nn.Module) -> str | None:
 
 def line_of_caller(boundary: FrameType | None) -> str | None:
     """`file:line` of the innermost frame that is neither torch's nor ours, up to `boundary`."""
+    return module_and_line({}, boundary)[1]
+
+
+def module_and_line(paths: Mapping[int, str], boundary: FrameType | None) -> tuple[str | None, str | None]:
+    """The path of the innermost module that is running, and `file:line` of the innermost line of the user's.
+
+    Args:
+        paths: of modules, by their `id`.
+        boundary: frames further out are not looked at.
+    """
+    path: str | None = None
+    line: str | None = None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame is not boundary:
-        file = frame.f_code.co_filename
-        if file == _CALLER:
-            return None
-        if _is_users(file):
-            return f"{file}:{frame.f_lineno}"
+        role = _role(frame.f_code)
+        if role == "caller":
+            break
+        if role == "module" and path is None:
+            path = paths.get(id(frame.f_locals["self"]))
+        elif role == "user" and line is None:
+            line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
-    return None
+    return path, line

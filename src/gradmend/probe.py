@@ -7,27 +7,30 @@ afterwards what they were, also when forward or backward raises.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradmend import stats
-from gradmend.anatomy import Site
+from gradmend.anatomy import Anatomy, Site
 from gradmend.data import as_batches, check_batch
 from gradmend.errors import BatchError
-from gradmend.gauge import Gauge, moments, sure
+from gradmend.gauge import Angles, Gauge, moments, norms, sure
 from gradmend.harmless import uncollected, undisturbed, untouched, untrained
 from gradmend.inside import Inside, attended, drift
 from gradmend.kinds import tensors_in
-from gradmend.ledger import Key, Ledger, Numbers, Pile
+from gradmend.ledger import Key, Ledger, Numbers
 from gradmend.profile import Profile
 from gradmend.readings import InputReading, ParameterReading, Reading
 from gradmend.recorder import Call, Recorder
 from gradmend.samples import real
-from gradmend.setup import Batch, Setup, named_parameters, trainable
+from gradmend.setup import Batch, Setup, parameters_of, trainable
 from gradmend.updates import updates
 
 
@@ -56,50 +59,98 @@ def measure(setup: Setup, batches: Batch | Iterable[Batch]) -> Profile:
         check_batch(batch, paired=setup.step is None)
     trainable(setup.model)
     with uncollected():
-        with undisturbed(setup.model):
-            optimizer = setup.build_optimizer() if setup.optimizer is not None else None
-            steps = [_Step(setup, batch, optimizer if i == 0 else None) for i, batch in enumerate(given)]
-        return _assemble(setup.model, optimizer, given, steps)
+        return _measured(setup, given)
 
 
-_NOTHING, _UNREACHED = [math.nan], (math.nan,) * 3
+def _measured(setup: Setup, batches: Sequence[Batch]) -> Profile:
+    with undisturbed(setup.model):
+        optimizer = setup.build_optimizer() if setup.optimizer is not None else None
+        steps = [_step(setup, batch, optimizer if i == 0 else None) for i, batch in enumerate(batches)]
+    return _assemble(optimizer, batches, steps)
+
+
 _PREPARING = frozenset(("scale", "dropout", "pool"))
 """Kinds that only prepare the batch for the first layer."""
 
 
+@dataclass(frozen=True, eq=False)
 class _Step:
     """One measured forward and backward pass."""
 
-    def __init__(self, setup: Setup, batch: Batch, optimizer: Optimizer | None) -> None:
-        self._ledger = Ledger()
-        self._signals = Gauge(partial(self._size, "moments"), self._look)
+    anatomy: Anatomy
+    parameters: Mapping[str, nn.Parameter]
+    numbers: Numbers
+    inside: Inside
+    compiled: bool
+
+
+def _step(setup: Setup, batch: Batch, optimizer: Optimizer | None) -> _Step:
+    ledger = Ledger()
+    probe = _Probe(ledger, setup.model)
+    loss = probe.forward(setup, batch)
+    parameters = {name: p for name, p in parameters_of(probe.modules.items()) if p.is_floating_point()}
+    sparse = probe.backward(parameters, loss)
+    gradients = {name: g.to_dense() if g.is_sparse else g for name, g in sparse.items()}
+    ledger.add("loss", [""], loss.detach()[None, None])
+    _add_parameters(ledger, parameters, gradients)
+    if optimizer is not None and (found := updates(setup, optimizer, sparse)):
+        ledger.add("update", list(found), torch.stack(list(found.values()))[:, None])
+    numbers = ledger.fetch()
+    for name in [name for name in gradients if any(numbers["alike"].get(name, ()))]:
+        same = stats.rows_equal(parameters[name].detach()) & stats.rows_equal(gradients[name])
+        ledger.add("alike", [name], [[float(same)]])
+    return _Step(probe.anatomy, parameters, numbers, probe.inside, _compiled(probe.modules.values()))
+
+
+def _add_parameters(
+    ledger: Ledger, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+) -> None:
+    """Mean squares of values and gradients, and whether the first two rows begin alike."""
+    values = {name: p.detach() for name, p in parameters.items()}
+    ledger.add("value", list(values), _norms(values))
+    ledger.add("slope", list(gradients), _norms(gradients))
+    rows = {name: p for name, p in values.items() if p.dim() > 1 and p.shape[0] > 1 and p.numel()}
+    if rows:
+        first = torch.stack([p.as_strided((2,), (p.stride(0),)) for p in rows.values()])
+        ledger.add("alike", list(rows), first[:, :1] == first[:, 1:])
+
+
+class _Probe:
+    """Measures the signals of one forward pass, and their gradients in its backward pass."""
+
+    def __init__(self, ledger: Ledger, model: nn.Module) -> None:
+        self._ledger = ledger
+        self._angles = {group: Angles(partial(self._note, group)) for group in ("signal", "slopes")}
+        self._signals = Gauge(self._size, self._angles["signal"].put)
+        self._inputs: dict[tuple[float, float], Gauge] = {}
         self._outputs: dict[int, Gauge] = {}
-        self._slopes = Gauge(partial(self._size, "gradient"), self._look_at_slope)
-        self._output_slopes = Gauge(partial(self._size, "gradient"), None)
-        self._last: tuple[Site, Tensor, int, Pile | None] | None = None
-        self._readers: dict[Key, list[tuple[int, tuple[float, float]]]] = {}
+        self._slopes = Gauge(self._size_slopes, self._look_at_slopes)
+        self._output_slopes = Gauge(self._size_slopes, None)
         self._opened = self._backward = False
-        self._recorder = Recorder(setup.model, self._before, self._after)
-        self.inside = Inside(self._ledger, self._recorder.sites)
+        self._recorder = Recorder(model, self._before, self._after)
+        self.modules = self._recorder.modules
+        self.inside = Inside(ledger, self._recorder.sites)
+
+    def forward(self, setup: Setup, batch: Batch) -> Tensor:
+        """The loss, with its graph."""
         batch = untouched(batch)
         with self._recorder.watching(batch), untrained(setup.model):
             loss = setup.loss(batch)
-        self._last = None
-        for gauge in (self._signals, *self._outputs.values()):
+        for gauge in (self._signals, *self._inputs.values(), *self._outputs.values()):
             gauge.finish()
+        self._angles["signal"].finish()
         self.anatomy = self._recorder.anatomy()
-        self.parameters = parameters = dict(named_parameters(setup.model))
+        return loss
+
+    def backward(self, parameters: Mapping[str, nn.Parameter], loss: Tensor) -> dict[str, Tensor]:
+        """The gradients of the parameters that the loss reaches."""
         self._backward = True
-        sparse, others = _gradients(parameters, self.inside.watched, loss)
-        gradients = {name: g.to_dense() if g.is_sparse else g for name, g in sparse.items()}
+        gradients, others = _gradients(parameters, self.inside.watched, loss)
         self.inside.after_backward(others)
-        self._slopes.finish()
-        self._output_slopes.finish()
-        self._ledger.add("loss", [""], loss.detach()[None])
-        self._add_parameters(parameters, gradients)
-        if optimizer is not None and (found := updates(setup, optimizer, sparse)):
-            self._ledger.add("update", list(found), torch.stack(list(found.values())))
-        self.numbers = self._fetch(parameters, gradients)
+        for gauge in (self._slopes, self._output_slopes):
+            gauge.finish()
+        self._angles["slopes"].finish()
+        return gradients
 
     def _before(self, call: Call) -> None:
         signal = call.signal
@@ -111,20 +162,13 @@ class _Step:
             if call.weight is not None:
                 x = real(signal.detach())
                 self._ledger.add("entry", ["spread"], _entry_statistics(x)[None])
-                self._ledger.add("entry", ["sums"], stats.sample_sums(stats.some_samples(x.flatten(1)))[None])
+                rows = stats.some_samples(x.flatten(1))
+                self._ledger.add("entry", ["directions"], stats.directions(stats.gram(rows))[None])
         if call.activation is not None:
-            self._note_steepness(signal, stats.steep_interval(call.activation))
-
-    def _note_steepness(self, signal: Tensor, steep: tuple[float, float]) -> None:
-        """Saturation is looked for where the input lies: mostly in a pile, as the last site's output."""
-        index = len(self._recorder.sites)
-        if self._last is not None:
-            site, output, version, pile = self._last
-            if output is signal and signal._version == version and pile and site.index in pile:
-                self._readers.setdefault(site.index, []).append((index, steep))
-                return
-        rows = stats.some_samples(real(signal.detach()).flatten(1))
-        self._ledger.add("flat", [index], stats.flat_fraction(rows, steep)[None])
+            steep = stats.steep_interval(call.activation)
+            if steep not in self._inputs:
+                self._inputs[steep] = Gauge(None, partial(self._look_at_inputs, steep))
+            self._inputs[steep].put(len(self._recorder.sites), signal.detach())
 
     def _after(self, call: Call, site: Site, output: Tensor) -> None:
         self._opened = self._opened or call.kind not in _PREPARING
@@ -132,13 +176,12 @@ class _Step:
             return
         active = call.activation is not None
         gauge = self._output_gauge(site.unit_dim) if active else self._signals
-        pile = gauge.put(site.index, _samples_first(output, site.batch_dim))
-        self._last = (site, output, output._version, pile)
+        gauge.put(site.index, _samples_first(output.detach(), site.batch_dim))
         self.inside.after(call, site, output)
         weight = call.weight
         if weight is not None and not isinstance(weight, nn.Parameter):  # those are measured anyway
             square = stats.norm(weight.detach()).square() / weight.numel()
-            self._ledger.add("weight", [site.index], square[None])
+            self._ledger.add("weight", [site.index], square[None, None])
         if output.requires_grad:
             hook = partial(self._after_backward, site, self._output_slopes if active else self._slopes)
             output.register_hook(hook)  # type: ignore[no-untyped-call]
@@ -149,62 +192,37 @@ class _Step:
 
     def _output_gauge(self, unit_dim: int) -> Gauge:
         if unit_dim not in self._outputs:
-            self._outputs[unit_dim] = Gauge(partial(self._size_of_output, unit_dim), self._look_at_output)
+            self._outputs[unit_dim] = Gauge(partial(self._size_outputs, unit_dim), self._look_at_outputs)
         return self._outputs[unit_dim]
 
-    def _size(self, group: str, x: Tensor, keys: Sequence[Key]) -> None:
-        self._ledger.add(group, keys, moments(x.flatten(2)))
+    def _note(self, group: str, values: Tensor, keys: Sequence[Key]) -> None:
+        self._ledger.add(group, keys, values)
 
-    def _size_of_output(self, unit_dim: int, x: Tensor, keys: Sequence[Key]) -> None:
-        self._size("moments", x, keys)
-        self._ledger.add("silent", keys, stats.silent_units(x, unit_dim))
+    def _size(self, x: Tensor, keys: Sequence[Key]) -> None:
+        self._note("moments", moments(x.flatten(2)), keys)
 
-    def _look(self, rows: Tensor, keys: Sequence[Key]) -> None:
-        """Signals, and how flat the activations are that read them."""
-        self._ledger.add("signal", keys, stats.sample_sums(rows))
-        places: dict[tuple[float, float], list[tuple[int, int]]] = {}
-        for place, key in enumerate(keys):
-            for index, steep in self._readers.get(key, ()):
-                places.setdefault(steep, []).append((place, index))
-        for steep, found in places.items():
-            chosen = rows if len(found) == len(rows) else rows[[place for place, _ in found]]
-            self._ledger.add("flat", [index for _, index in found], stats.flat_fraction(chosen, steep))
+    def _size_outputs(self, unit_dim: int, x: Tensor, keys: Sequence[Key]) -> None:
+        self._size(x, keys)
+        self._note("silent", stats.silent_units(x, unit_dim), keys)
 
-    def _look_at_output(self, rows: Tensor, keys: Sequence[Key]) -> None:
+    def _size_slopes(self, x: Tensor, keys: Sequence[Key]) -> None:
+        self._note("gradient", norms(x.flatten(2))[:, None], keys)
+
+    def _look_at_inputs(self, steep: tuple[float, float], rows: Tensor, keys: Sequence[Key]) -> None:
+        """How flat activations are where their input lies."""
+        self._note("flat", stats.flat_fraction(rows, steep)[:, None], keys)
+
+    def _look_at_outputs(self, rows: Tensor, keys: Sequence[Key]) -> None:
         """Outputs of activations: cosine and rank are known of their inputs."""
-        self._ledger.add("nonzero", keys, stats.nonzero_share(rows))
+        self._note("active", stats.nonzero_share(rows)[:, None], keys)
 
-    def _look_at_slope(self, rows: Tensor, keys: Sequence[Key]) -> None:
-        self._ledger.add("slopes", keys, stats.sample_sums(rows))
-
-    def _add_parameters(self, parameters: dict[str, nn.Parameter], gradients: dict[str, Tensor]) -> None:
-        """Norms of values and gradients, and whether the first two rows begin alike."""
-        values = {name: p.detach() for name, p in parameters.items()}
-        rows = {name: p for name, p in values.items() if p.dim() > 1 and p.shape[0] > 1 and p.numel()}
-        self._ledger.add("value", list(values), _norms(values))
-        self._ledger.add("slope", list(gradients), _norms(gradients))
-        if rows:
-            first = torch.stack([p.as_strided((2,), (p.stride(0),)) for p in rows.values()])
-            self._ledger.add("alike", list(rows), first[:, 0] == first[:, 1])
-
-    def _fetch(self, parameters: dict[str, nn.Parameter], gradients: dict[str, Tensor]) -> Numbers:
-        """All numbers with one transfer from the device; what is rare is looked at again."""
-        numbers = self._ledger.fetch()
-        for name in [name for name in gradients if numbers.get(("alike", name)) == [1.0]]:
-            same = stats.rows_equal(parameters[name].detach()) & stats.rows_equal(gradients[name])
-            numbers["alike", name] = [float(same)]
-        for group, tensors in (("value", parameters), ("slope", gradients)):
-            unsure = {name: x.detach() for name, x in tensors.items() if not sure(numbers[group, name][0])}
-            if unsure:
-                norms = _norms(unsure, torch.float64).tolist()
-                numbers |= {(group, name): [norm] for name, norm in zip(unsure, norms, strict=True)}
-        return numbers
+    def _look_at_slopes(self, rows: Tensor, keys: Sequence[Key]) -> None:
+        self._angles["slopes"].put(rows, keys)
+        self._note("nonzero", stats.nonzero_share(rows)[:, None], keys)
 
 
-def _compiled(model: nn.Module) -> bool:
-    modules = list(model.modules())
-    whole = any(type(module).__name__ == "OptimizedModule" for module in modules)
-    return whole or any(module._compiled_call_impl is not None for module in modules)
+def _compiled(modules: Iterable[nn.Module]) -> bool:
+    return any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in modules)
 
 
 def _readable(signal: Tensor) -> bool:
@@ -214,13 +232,15 @@ def _readable(signal: Tensor) -> bool:
 
 
 def _samples_first(x: Tensor, batch_dim: int) -> Tensor:
-    x = x.detach()
     return x.movedim(batch_dim, 0) if batch_dim else x
 
 
-def _norms(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> Tensor:
+def _norms(tensors: Mapping[str, Tensor]) -> Tensor:
     exact = [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in tensors.values()]
-    return torch.stack(torch._foreach_norm(exact, 2, dtype=dtype))
+    found = torch.stack(torch._foreach_norm(exact, 2))
+    if not all(map(sure, found.tolist())):
+        found = torch.stack(torch._foreach_norm(exact, 2, dtype=torch.float64))
+    return found[:, None]
 
 
 def _entry_statistics(x: Tensor) -> Tensor:
@@ -235,7 +255,7 @@ def _entry_statistics(x: Tensor) -> Tensor:
 
 
 def _gradients(
-    parameters: dict[str, nn.Parameter], others: Sequence[Tensor], loss: Tensor
+    parameters: Mapping[str, nn.Parameter], others: Sequence[Tensor], loss: Tensor
 ) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
     """The gradients of the parameters that the loss reaches, and of others, without touching any `.grad`."""
     if not loss.requires_grad:
@@ -258,135 +278,126 @@ def _gradients(
     return found, gradients[len(wanted) :]
 
 
-def _assemble(
-    model: nn.Module, optimizer: Optimizer | None, batches: Sequence[Batch], steps: Sequence[_Step]
-) -> Profile:
+def _assemble(optimizer: Optimizer | None, batches: Sequence[Batch], steps: Sequence[_Step]) -> Profile:
     """Average the steps that ran through the same sites as the first."""
-    anatomy = steps[0].anatomy
-    names = [site.name for site in anatomy.sites]
+    first = steps[0]
+    names = [site.name for site in first.anatomy.sites]
     same = [step for step in steps if [site.name for site in step.anatomy.sites] == names]
+    numbers = _averaged([step.numbers for step in same])
     held = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
-    parameters = tuple(_parameter(name, p, held, same) for name, p in steps[0].parameters.items())
-    named = {reading.name: reading for reading in parameters}
-    measured = [site for site in anatomy.sites if ("moments", site.index) in same[0].numbers]
+    parameters = {name: _parameter(name, p, held, numbers) for name, p in first.parameters.items()}
+    measured = [site for site in first.anatomy.sites if site.index in numbers["moments"]]
     return Profile(
-        anatomy=anatomy,
-        loss=_average(same, "loss", ""),
-        sites=tuple(_reading(site, same, named) for site in measured),
-        parameters=parameters,
-        inputs=_input_reading(steps[0]),
+        anatomy=first.anatomy,
+        loss=numbers["loss"][""][0],
+        sites=tuple(_reading(site, numbers, first.inside, parameters) for site in measured),
+        parameters=tuple(parameters.values()),
+        inputs=_input_reading(numbers),
         samples=sum(_rows(batch) for batch, step in zip(batches, steps, strict=True) if step in same),
-        compiled=_compiled(model),
+        compiled=first.compiled,
     )
+
+
+def _mean(*values: float) -> float:
+    return sum(values) / len(values)
+
+
+def _root_mean_square(*values: float) -> float:
+    return math.hypot(*values) / math.sqrt(len(values))
+
+
+_OVER_BATCHES: Mapping[str, Sequence[Callable[..., float]]] = {
+    **dict.fromkeys(("loss", "signal", "active", "flat", "slopes", "nonzero", "weight"), (_mean,)),
+    **dict.fromkeys(("gradient", "slope"), (_root_mean_square,)),
+    **dict.fromkeys(("silent", "alike"), (lambda *values: min(values),)),
+    "moments": (_mean, _root_mean_square),
+}
+"""How numbers of several batches become one, in turns; those of other groups are the first batch's."""
+
+
+def _averaged(steps: Sequence[Numbers]) -> Numbers:
+    """The numbers of the first batch, averaged with those of the others."""
+    if len(steps) == 1:
+        return steps[0]
+    numbers = defaultdict(dict, steps[0])
+    for group, functions in _OVER_BATCHES.items():
+        rows = {key: [step[group][key] for step in steps if key in step[group]] for key in steps[0][group]}
+        numbers[group] = {
+            key: [function(*column) for function, column in zip(cycle(functions), zip(*found, strict=True))]
+            for key, found in rows.items()
+        }
+    return numbers
 
 
 def _rows(batch: Batch) -> int:
     return next((tensor.size(0) for tensor in tensors_in(batch) if tensor.dim() > 0), 0)
 
 
-def _average(steps: Sequence[_Step], group: str, key: Key) -> float:
-    """NaN where nothing was measured."""
-    found = [step.numbers.get((group, key), _NOTHING)[0] for step in steps]
-    return found[0] if len(found) == 1 else sum(found) / len(found)
+def _known(numbers: Sequence[float] | None) -> float | None:
+    return None if numbers is None or math.isnan(numbers[0]) else numbers[0]
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _reading(site: Site, steps: Sequence[_Step], parameters: dict[str, ParameterReading]) -> Reading:
-    index, first = site.index, steps[0]
-    mean, square, zero, cosine, rank = _averages([_of_signal(step.numbers, site) for step in steps])
-    reached = ("gradient", index) in first.numbers
-    slope = _averages([_of_gradient(step.numbers, site) for step in steps]) if reached else _UNREACHED
-    weight, bias = _variances(site, steps, parameters)
+def _reading(
+    site: Site, numbers: Numbers, inside: Inside, parameters: Mapping[str, ParameterReading]
+) -> Reading:
+    index = site.index
+    (total, norm), size = numbers["moments"][index], math.prod(site.shape)
+    cosine, rank = numbers["signal"].get(index, (math.nan, math.nan))
+    active, silent = _known(numbers["active"].get(index)), numbers["silent"].get(index)
+    slope, alike = numbers["gradient"].get(index), numbers["slopes"].get(index)
+    nonzero = _known(numbers["nonzero"].get(index))
+    weight, bias = _variances(site, numbers, parameters)
     return Reading(
         site=site,
-        mean=mean,
-        rms=math.sqrt(square),
-        zero=_known(zero) if math.isfinite(square) else None,
-        dead=_dead(steps, index),
-        saturation=_known(_average(steps, "flat", index)),
+        mean=total / size,
+        rms=norm / math.sqrt(size),
+        zero=None if active is None or not math.isfinite(norm) else 1 - active,
+        dead=silent.count(1) / len(silent) if silent else 0.0,
+        saturation=_known(numbers["flat"].get(index)),
         cosine=cosine,
         rank=rank,
-        gradient=math.sqrt(slope[0]) if reached else None,
-        gradient_zero=_known(slope[1]),
-        gradient_cosine=slope[2] if ("slopes", index) in first.numbers else None,
+        gradient=slope[0] / math.sqrt(size) if slope else None,
+        gradient_zero=None if nonzero is None else 1 - nonzero,
+        gradient_cosine=alike[0] if alike else None,
         weight_variance=weight,
         bias_variance=bias,
-        time=first.inside.time(first.numbers, index),
-        attention=attended(first.numbers, index),
-        drift=drift(first.numbers, index),
+        time=inside.time(numbers, index),
+        attention=attended(numbers, index),
+        drift=drift(numbers, index),
     )
 
 
-def _of_signal(numbers: Numbers, site: Site) -> tuple[float, ...]:
-    """Mean, mean square, share of zeros (activations), cosine, rank (other sites)."""
-    size = math.prod(site.shape)
-    total, norm = numbers["moments", site.index]
-    if site.activation is not None:
-        return total / size, norm**2 / size, 1 - numbers["nonzero", site.index][0], math.nan, math.nan
-    sums = numbers["signal", site.index]
-    return total / size, norm**2 / size, math.nan, stats.cosine(sums), stats.rank(sums)
-
-
-def _of_gradient(numbers: Numbers, site: Site) -> tuple[float, ...]:
-    """Mean square; share of zeros and cosine, where it was sampled."""
-    sums, norm = numbers.get(("slopes", site.index)), numbers["gradient", site.index][1]
-    shares = (stats.zeros(sums), stats.cosine(sums)) if sums else (math.nan, math.nan)
-    return norm**2 / math.prod(site.shape), *shares
-
-
-def _averages(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-    if len(rows) == 1:
-        return rows[0]
-    return tuple(sum(column) / len(column) for column in zip(*rows, strict=True))
-
-
-def _dead(steps: Sequence[_Step], index: int) -> float:
-    """The share of units that are silent in all steps."""
-    silent = [step.numbers.get(("silent", index), []) for step in steps]
-    units = silent[0] if len(steps) == 1 else [min(column) for column in zip(*silent, strict=True)]
-    return sum(units) / len(units) if units else 0.0
-
-
 def _variances(
-    site: Site, steps: Sequence[_Step], parameters: dict[str, ParameterReading]
+    site: Site, numbers: Numbers, parameters: Mapping[str, ParameterReading]
 ) -> tuple[float | None, float]:
     """Fan-in x mean squared weight, and mean squared bias."""
     used = [parameters[name] for name in site.parameters]
     bias = sum((p.rms**2 for p in used if len(p.shape) == 1), start=0.0)
     if not site.fan_in:
         return None, bias
-    square = _average(steps, "weight", site.index)
-    if math.isnan(square):
-        square = next((p.rms**2 for p in used if len(p.shape) > 1), math.nan)
-    return (None if math.isnan(square) else site.fan_in * square), bias
+    square = _known(numbers["weight"].get(site.index) or [p.rms**2 for p in used if len(p.shape) > 1] or None)
+    return None if square is None else site.fan_in * square, bias
 
 
-def _parameter(
-    name: str, parameter: Tensor, held: set[int] | None, steps: Sequence[_Step]
-) -> ParameterReading:
-    numbers, size = steps[0].numbers, math.sqrt(parameter.numel() or 1)
-    slopes = [step.numbers.get(("slope", name), _NOTHING)[0] for step in steps]
-    slope = slopes[0] if len(slopes) == 1 else math.hypot(*slopes) / math.sqrt(len(slopes))
+def _parameter(name: str, parameter: Tensor, held: set[int] | None, numbers: Numbers) -> ParameterReading:
+    slope, size = numbers["slope"].get(name), math.sqrt(parameter.numel() or 1)
     return ParameterReading(
         name=name,
         shape=tuple(parameter.shape),
-        rms=numbers["value", name][0] / size,
-        gradient=slope / size if ("slope", name) in steps[0].numbers else None,
-        update=_known(numbers.get(("update", name), _NOTHING)[0]),
+        rms=numbers["value"][name][0] / size,
+        gradient=slope[0] / size if slope else None,
+        update=_known(numbers["update"].get(name)),
         trained=None if held is None else id(parameter) in held,
         frozen=not parameter.requires_grad,
-        symmetric=all(step.numbers.get(("alike", name)) == [1.0] for step in steps),
+        symmetric=any(numbers["alike"].get(name, ())),
     )
 
 
-def _input_reading(step: _Step) -> InputReading | None:
+def _input_reading(numbers: Numbers) -> InputReading | None:
     """What the first layer gets; None where something else than a layer with weights comes first."""
-    if ("entry", "spread") not in step.numbers:
+    if not numbers["entry"]:
         return None
-    mean, rms, middle, largest, constant = step.numbers["entry", "spread"]
+    mean, rms, middle, largest, constant = numbers["entry"]["spread"]
     deviations = (0.0 if math.isnan(middle) else middle, largest)
-    cosine = stats.cosine(step.numbers["entry", "sums"])
+    cosine, _ = numbers["entry"]["directions"]
     return InputReading(mean, rms, cosine, deviations, constant=int(constant))

@@ -14,8 +14,18 @@ from rich.text import Text
 
 from gradmend.anatomy import INPUT, Anatomy
 from gradmend.console import Printable, bar, number, plain_data
+from gradmend.disturbance import Disturbance
 from gradmend.expected import expect
-from gradmend.readings import Expected, InputReading, ParameterReading, Reading, ResidualReading, Response
+from gradmend.readings import (
+    Contract,
+    Expected,
+    InputReading,
+    ParameterReading,
+    Reading,
+    ResidualReading,
+    Response,
+)
+from gradmend.regime import Regime
 
 ROWS = 20
 """A picture of more sites than this shows some of them, evenly spaced."""
@@ -34,6 +44,10 @@ class Profile(Printable):
         samples: how many samples were measured.
         response: how the loss answers to steps, if that was measured.
         compiled: whether the model, or a part of it, is compiled; it is measured as it was written.
+        regime: how the setup trains, if that was looked at.
+        disturbance: what becomes of a small change of the input, if that was measured.
+        planned: how many optimizer steps are planned, if that was told.
+        contract: how output, loss, targets and inputs fit together, if that was read.
     """
 
     anatomy: Anatomy
@@ -44,6 +58,10 @@ class Profile(Printable):
     samples: int
     response: Response | None = None
     compiled: bool = False
+    disturbance: Disturbance | None = None
+    regime: Regime | None = None
+    planned: int | None = None
+    contract: Contract | None = None
 
     def weighted(self) -> list[Reading]:
         """The readings at the pre-activations, in the order of execution."""

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+from torch import Tensor
 
 from gradmend.errors import SetupError
 from gradmend.expected import expect
+from gradmend.harmless import undisturbed, untouched
 from gradmend.jacobian import block_factors
 from gradmend.probe import measure
 from gradmend.profile import Profile
 from gradmend.readings import Expected, Reading
+from gradmend.recorder import Call, Recorder
 from gradmend.setup import Batch, Setup
-from gradmend.theory import finite_width_deviation
+from gradmend.theory import Layer, finite_width_deviation, gradient_deviation
 
 
 @dataclass(frozen=True)
@@ -23,8 +30,10 @@ class GradientRatio:
         first: name of the first layer with weights.
         last: name of the last one.
         measured: -inf if nothing is left of the gradient.
-        predicted: None if neither theory nor the blocks themselves tell.
-        deviation: how far one network strays from the mean over all with layers as wide as these, by theory.
+        predicted: from the measured weights, and from the length that each sample has before each activation;
+            None if neither theory nor the blocks themselves tell.
+        from_input: predicted from the measured weights and input alone; None if theory does not tell.
+        deviation: how far one network of this width strays from `predicted`, by theory.
         reason: why nothing is predicted, if so.
     """
 
@@ -32,6 +41,7 @@ class GradientRatio:
     last: str
     measured: float
     predicted: float | None
+    from_input: float | None
     deviation: float
     reason: str | None
 
@@ -39,6 +49,8 @@ class GradientRatio:
 def gradient_ratio(setup: Setup, batch: Batch) -> GradientRatio:
     """Measure one step, and put beside the ratio of its gradients what mean-field theory predicts.
 
+    Where the length map repels, as for GELU with He weights, the length that a sample has far behind the
+    input is chance: from the input alone nobody can tell it, so `predicted` takes it as measured.
     Blocks without a formula are let through by what they do to random gradients. Below 1e-38 a gradient is
     lost in float32: there only models in float64 can be measured.
 
@@ -66,22 +78,67 @@ def gradient_ratio(setup: Setup, batch: Batch) -> GradientRatio:
         raise SetupError(f"A ratio needs two layers with weights that gradients reach, not {len(layers)}.")
     first, last = layers[0], layers[-1]
     expected, reason = _expected(setup, batch, profile)
-    ends = [expected[r.site.index].gradient_norm for r in (first, last) if r.site.index in expected]
     return GradientRatio(
         first=first.site.name,
         last=last.site.name,
-        measured=_decades(*(reading.gradient_norm or 0.0 for reading in (first, last))),
-        predicted=_decades(*ends) if len(ends) == 2 else None,
-        deviation=_deviation(layers[:-1]),
+        measured=_decades(first.gradient_norm or 0.0, last.gradient_norm or 0.0),
+        predicted=_between(first, last, expected),
+        from_input=_between(first, last, profile.expected),
+        deviation=_deviation(profile, layers[:-1]),
         reason=reason,
     )
 
 
+def sample_lengths(
+    setup: Setup, batch: Batch, sites: Collection[int]
+) -> dict[int, Float64[np.ndarray, " samples"]]:
+    """The mean square of what an activation reads, of each sample.
+
+    At a length that repels, samples part by chance. The gradient of the batch is then that of the few whose
+    lengths last, and no mean over samples tells what becomes of it.
+
+    Args:
+        setup: what trains. It is left exactly as it was.
+        batch: one batch.
+        sites: indices of activations that read [samples, units], in the anatomy of the model.
+
+    Returns:
+        By the index of the site.
+
+    Raises:
+        BatchError: if model, batch and loss do not fit.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> setup = Setup(nn.Sequential(nn.Tanh(), nn.Linear(2, 2)), nn.MSELoss())
+        >>> sample_lengths(setup, (torch.tensor([[3.0, 1.0]]), torch.ones(1, 2)), sites=[0])[0].tolist()
+        [5.0]
+    """
+    found: dict[int, Tensor] = {}
+
+    def note(call: Call) -> None:
+        if (index := len(recorder.sites)) in sites:
+            found[index] = call.signal.detach().double().square().mean(1)
+
+    recorder = Recorder(setup.model, before=note)
+    batch = untouched(batch)
+    with undisturbed(setup.model), recorder.watching(batch):
+        setup.loss(batch)
+    return {index: length.cpu().numpy() for index, length in found.items()}
+
+
 def _expected(setup: Setup, batch: Batch, profile: Profile) -> tuple[dict[int, Expected], str | None]:
-    if profile.unpredictable is None:
-        return profile.expected, None
-    factors = block_factors(setup, batch, range(len(profile.anatomy.sites)))
-    return expect(profile.anatomy, profile.sites, profile.inputs, profile.parameters, factors)
+    sites = range(len(profile.anatomy.sites))
+    factors = block_factors(setup, batch, sites) if profile.unpredictable else None
+    active = {r.site.index for r in profile.sites if r.site.activation and len(r.site.shape) == 2}
+    lengths = sample_lengths(setup, batch, active)
+    return expect(profile.anatomy, profile.sites, profile.inputs, profile.parameters, factors, lengths)
+
+
+def _between(first: Reading, last: Reading, expected: Mapping[int, Expected]) -> float | None:
+    ends = [expected[r.site.index].gradient_norm for r in (first, last) if r.site.index in expected]
+    return _decades(*ends) if len(ends) == 2 else None
 
 
 def _decades(a: float, b: float) -> float:
@@ -90,6 +147,15 @@ def _decades(a: float, b: float) -> float:
     return logs[0] - logs[1]
 
 
-def _deviation(layers: list[Reading]) -> float:
-    """Of log10 |d|, half of that of log10 |d|^2; the variances of the layers add up."""
-    return math.hypot(*(finite_width_deviation(1, r.site.units) for r in layers)) / math.log(100)
+def _deviation(profile: Profile, layers: Sequence[Reading]) -> float:
+    """Of log10 |d|, half of that of log10 |d|^2, with the lengths as measured."""
+    known, others = [], []
+    rms = {reading.site.index: reading.rms for reading in profile.sites}
+    for reading in layers:
+        after = profile.anatomy.activation_after(reading.site)
+        if after and after.activation:
+            q = rms.get(after.direct[0] if after.direct else reading.site.index, reading.rms) ** 2
+            known.append(Layer(after.activation, q, reading.site.units))
+        else:
+            others.append(finite_width_deviation(1, reading.site.units))
+    return math.hypot(gradient_deviation(known, measured=True), *others) / math.log(100)

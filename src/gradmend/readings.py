@@ -194,3 +194,183 @@ class Response:
         """Whether the first step is four times too long, and all do not bring half of what one could."""
         enough = (self.before + self.reachable) / 2
         return self.best_fraction <= 0.25 and not self.losses[-1] <= enough
+
+
+@dataclass(frozen=True)
+class LossReading:
+    """What a loss function does, found by its slope at outputs made up for it.
+
+    Args:
+        family: cross entropy, binary cross entropy, squared, absolute, hinge, poisson; flat, if the output
+            does not change it; None where only `wants` is known.
+        wants: what the output must be: logits, probabilities, log probabilities or values; nothing, if flat.
+        axis: of the output, along which its units share one probability; None if each unit is by itself.
+        normalizes: whether it divides the output by its sum along the axis.
+        sign: 1 if it is lowest where output and target agree, -1 if it falls as they part.
+        ignored: share of the samples that it takes no notice of, whatever their output.
+        line: `file:line` of its code, if known.
+    """
+
+    family: str | None
+    wants: str
+    axis: int | None = None
+    normalizes: bool = False
+    sign: int = 1
+    ignored: float = 0.0
+    line: str | None = None
+
+    @property
+    def per_class(self) -> bool:
+        """Whether the units along an axis stand for classes that exclude each other."""
+        return self.axis is not None
+
+
+@dataclass(frozen=True)
+class OutputReading:
+    """What the network puts out.
+
+    Args:
+        shape: of the whole output.
+        low, high: the extreme values that were measured; NaN where some are no numbers.
+        function: the torch function that it comes from, unchanged but for its shape; None if unknown.
+        kind: of that site, such as softmax, activation or linear.
+        site: name of that site.
+        line: `file:line` of it, if known.
+        bounds: between which it stays whatever the weights; None if unknown.
+        positive: whether that function is above zero everywhere.
+        sums_to_one: the axis along which the output is non-negative and sums to one.
+        logs_of_one: the axis along which its exponentials sum to one.
+    """
+
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    function: str | None = None
+    kind: str | None = None
+    site: str | None = None
+    line: str | None = None
+    bounds: tuple[float, float] | None = None
+    positive: bool = False
+    sums_to_one: int | None = None
+    logs_of_one: int | None = None
+
+    @property
+    def units(self) -> int:
+        """The size of the last axis, if there is one beside that of the samples."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+
+@dataclass(frozen=True)
+class TargetReading:
+    """The targets of all batches that were looked at.
+
+    Args:
+        shape: of those of one batch.
+        dtype: such as `int64`.
+        low, high, mean, deviation: of all values.
+        whole: whether all values are whole numbers.
+        distinct: how many values are different.
+        counts: how often each class comes, by its number, if the targets are classes: whole numbers of few
+            kinds, or one-hot rows.
+        one_hot: the axis along which they are zero but for a single one.
+        distributions: the axis along which they are non-negative and sum to one.
+        samples: how many samples there are.
+        sorted: whether each of several batches holds a single class, and these rise or fall.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    low: float
+    high: float
+    mean: float
+    deviation: float
+    whole: bool
+    distinct: int
+    counts: tuple[tuple[float, int], ...]
+    one_hot: int | None
+    distributions: int | None
+    samples: int
+    sorted: bool = False
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of all values."""
+        return math.hypot(self.mean, self.deviation)
+
+    @property
+    def binary(self) -> bool:
+        """Whether there is nothing but zeros and ones."""
+        return self.whole and self.low >= 0 and self.high <= 1
+
+
+@dataclass(frozen=True)
+class ColumnsReading:
+    """The columns of an input that is a table: rows of numbers.
+
+    Args:
+        count: how many columns there are.
+        constant: those with one value in all rows.
+        stray: those that seem to number the rows, or count seconds: whole numbers that are different, rise or
+            are spread evenly, and are a hundred times as large as the middle one of the other columns.
+        spread: of the largest stray column over the middle one of the others.
+        same: whether all rows are equal.
+        rows: how many rows were looked at.
+    """
+
+    count: int
+    constant: tuple[int, ...]
+    stray: tuple[int, ...]
+    spread: float
+    same: bool
+    rows: int
+
+
+@dataclass(frozen=True)
+class LearnableReading:
+    """How much the inputs say about the targets, by two quick guessers, over what chance would give.
+
+    Args:
+        score: the better of two correlations with the targets: of the nearest neighbour's target, and of a
+            ridge regression that has not seen the sample.
+        chance: the mean of these scores with permuted targets.
+        spread: their standard deviation.
+        clustered: distance of the nearest neighbour over that of any two samples, the median.
+    """
+
+    score: float
+    chance: float
+    spread: float
+    clustered: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Contract:
+    """How output, loss, targets and inputs of a setup fit together.
+
+    Args:
+        output: None if it is not one tensor.
+        target: None if it is not one tensor of numbers.
+        loss: None if its nature is not sure.
+        columns: None if the input is not one table.
+        shortfall: the least mean squared error that any output within its bounds can reach, over the
+            variance of the targets.
+        paired: whether the loss compares each output with the target of the same sample; None if unknown, or
+            if both have one shape.
+        learnable: None where samples are too few, or neighbours mean nothing.
+        descent: cosine between the optimizer's next step and the gradient of the loss: -1 for the steepest
+            way down, above zero on the way up; None if unknown.
+        asleep: modules that act differently in training and are in eval mode, in a model that trains.
+        evaluating: whether the whole model was handed over in eval mode.
+    """
+
+    output: OutputReading | None = None
+    target: TargetReading | None = None
+    loss: LossReading | None = None
+    columns: ColumnsReading | None = None
+    shortfall: float | None = None
+    paired: bool | None = None
+    learnable: LearnableReading | None = None
+    descent: float | None = None
+    asleep: tuple[str, ...] = ()
+    evaluating: bool = False

@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 from gradmend.anatomy import INPUT, Activation, Anatomy, LossCall, Site
 from gradmend.kinds import RESHAPES, activation, fan_in, identify, settings, steps_first, tensors_in
-from gradmend.lines import line_of_caller, line_of_creation
+from gradmend.lines import line_of_caller, line_of_creation, module_and_line
+from gradmend.setup import parameters_of
 
 _Sites: TypeAlias = frozenset[int]
 _BATCH: _Sites = frozenset([INPUT])
@@ -78,11 +79,10 @@ class Recorder(TorchFunctionMode):
         self.losses: list[LossCall] = []
         self._before = before
         self._after = after
-        self._modules = dict(model.named_modules())
-        self._paths = {id(module): path for path, module in self._modules.items()}
-        self._names = {id(p): name for name, p in model.named_parameters()}
+        self.modules = dict(model.named_modules())
+        self._paths = {id(module): path for path, module in self.modules.items()}
+        self._names = {id(p): name for name, p in parameters_of(self.modules.items())}
         self._layers: dict[str, tuple[bool, str | None]] = {}
-        self._stack: list[str | None] = []
         self._seen: Counter[str] = Counter()
         self._origins: dict[int, tuple[weakref.ref[Tensor], _Sites, _Sites]] = {}
 
@@ -93,7 +93,7 @@ class Recorder(TorchFunctionMode):
         for tensor in tensors_in(batch):
             self._mark(tensor, _BATCH, _BATCH)
         try:
-            with _eagerly(), self._following_calls(), self:
+            with _eagerly(), self:
                 yield self
         finally:
             self._origins.clear()
@@ -117,10 +117,10 @@ class Recorder(TorchFunctionMode):
             self._note_loss(name, args, kwargs)
             return func(*args, **kwargs)
         given = _given(args, kwargs)
-        call = self._call(name, kind, given, args, kwargs)
+        carried, inputs, direct = self._trace(given)
+        call = self._call(name, kind, given, carried, args, kwargs)
         if call is None:
             return self._pass(func, name, kind, args, kwargs)
-        inputs, direct = self._trace(given)
         call.inputs = inputs
         if self._before:
             self._before(call)
@@ -137,16 +137,21 @@ class Recorder(TorchFunctionMode):
         return output
 
     def _call(
-        self, name: str, kind: str, given: list[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        name: str,
+        kind: str,
+        given: list[Tensor],
+        carried: list[Tensor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
     ) -> Call | None:
         """The call of a site; None if it carries no signal, or joins nothing."""
         if (
             not given
             or any(t.is_nested for t in given)
-            or (not self._inside and (kind in _INSIDE or "sub" in name))
+            or ((kind in _INSIDE or "sub" in name) and not self._inside)
         ):
             return None
-        carried = [t for t in given if self._origin(t)]
         signal = carried[0] if carried else given[0]
         if kind == "linear":
             return self._linear(name, given, carried, args, kwargs)
@@ -190,7 +195,7 @@ class Recorder(TorchFunctionMode):
     def _pass(self, func: Any, name: str, kind: str | None, args: Any, kwargs: Any) -> Any:
         """Run a function that makes no site, and follow where its output comes from."""
         given = _given(args, kwargs)
-        inputs, direct = self._trace(given)
+        _, inputs, direct = self._trace(given)
         output = func(*args, **kwargs)
         if name == "__setitem__":
             self._mark(args[0], inputs, _NONE)
@@ -213,7 +218,7 @@ class Recorder(TorchFunctionMode):
     @property
     def _inside(self) -> bool:
         """Whether one of the model's modules is running."""
-        return bool(self._stack) and self._stack[-1] is not None
+        return module_and_line(self._paths, self._boundary)[0] is not None
 
     def _origin(self, tensor: Tensor) -> tuple[weakref.ref[Tensor], _Sites, _Sites] | None:
         found = self._origins.get(id(tensor))
@@ -222,19 +227,21 @@ class Recorder(TorchFunctionMode):
     def _mark(self, tensor: Tensor, inputs: _Sites, direct: _Sites) -> None:
         self._origins[id(tensor)] = (weakref.ref(tensor), inputs, direct)
 
-    def _trace(self, tensors: Iterable[Tensor]) -> tuple[_Sites, _Sites]:
-        """The sites that these tensors come from, and those whose output they are."""
-        inputs, direct = _NONE, _NONE
+    def _trace(self, tensors: Iterable[Tensor]) -> tuple[list[Tensor], _Sites, _Sites]:
+        """Those tensors that come from the batch, the sites they come from, and whose output they are."""
+        carried, inputs, direct = [], _NONE, _NONE
         for tensor in tensors:
             if origin := self._origin(tensor):
+                carried.append(tensor)
                 inputs, direct = inputs | origin[1], direct | origin[2]
-        return inputs, direct
+        return carried, inputs, direct
 
     def _site(
         self, call: Call, given: Sequence[Tensor], output: Tensor, inputs: _Sites, direct: _Sites
     ) -> Site:
-        path = (self._stack and self._stack[-1]) or ""
-        layer, line = self._layer(path)
+        running, called = module_and_line(self._paths, self._boundary)
+        path = running or ""
+        layer, made = self._layer(path)
         shape = tuple(output.shape)
         return Site(
             index=len(self.sites),
@@ -242,7 +249,7 @@ class Recorder(TorchFunctionMode):
             kind=call.kind,
             function=call.name,
             module=path,
-            line=line or line_of_caller(self._boundary),
+            line=made or called,
             inputs=tuple(sorted(inputs)),
             direct=tuple(sorted(direct)),
             shape=shape,
@@ -257,7 +264,7 @@ class Recorder(TorchFunctionMode):
     def _layer(self, path: str) -> tuple[bool, str | None]:
         """Whether a module is one of torch's own layers, and if so where the user made it."""
         if path not in self._layers:
-            module = self._modules[path]
+            module = self.modules[path]
             own = _is_layer(module)
             self._layers[path] = own and path != "", line_of_creation(module) if own else None
         return self._layers[path]
@@ -287,28 +294,9 @@ class Recorder(TorchFunctionMode):
         output, target = (*_arguments(args, kwargs), None, None)[:2]
         if isinstance(output, Tensor) and isinstance(target, Tensor):
             dtype = str(target.dtype).removeprefix("torch.")
-            direct = tuple(sorted(self._trace([output])[1]))
+            direct = tuple(sorted(self._trace([output])[2]))
             line = line_of_caller(self._boundary)
             self.losses.append(LossCall(name, line, direct, tuple(output.shape), tuple(target.shape), dtype))
-
-    @contextmanager
-    def _following_calls(self) -> Iterator[None]:
-        """Inside, know which module is running. Global hooks would do, at nine times the cost."""
-        original, stack, paths = nn.Module.__call__, self._stack, self._paths
-
-        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            path = paths.get(id(module))
-            stack.append(path if path is not None else stack[-1] if stack else None)
-            try:
-                return original(module, *args, **kwargs)
-            finally:
-                stack.pop()
-
-        nn.Module.__call__ = call  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            nn.Module.__call__ = original  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -377,10 +365,18 @@ def _arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
 
 def _given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The tensors of a call, also those in lists."""
-    return list(tensors_in(_arguments(args, kwargs)))
+    given: list[Tensor] = []
+    for value in _arguments(args, kwargs):
+        if isinstance(value, Tensor):
+            given.append(value)
+        elif isinstance(value, (tuple, list, dict)):
+            given += tensors_in(value)
+    return given
 
 
 def _is_layer(module: nn.Module) -> bool:
     """Whether a module is one of torch's own layers, rather than the user's code or a container."""
-    children = [name for name, _ in module.named_children() if name != "parametrizations"]
-    return type(module).__module__.startswith("torch.nn") and not children
+    children = (
+        name for name, child in module._modules.items() if child is not None and name != "parametrizations"
+    )
+    return type(module).__module__.startswith("torch.nn") and next(children, None) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -151,8 +151,18 @@ def copy_attributes(old: Any, new: Optimizer, copied: dict[int, Any]) -> None:
 
 
 def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that are real or complex numbers, each once, with their names."""
-    return [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
+    """The parameters that are real numbers, each once, with their names."""
+    return [(name, p) for name, p in parameters_of(model.named_modules()) if p.is_floating_point()]
+
+
+def parameters_of(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of modules that have names, each once, with their names."""
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for path, module in modules:
+        for name, p in module._parameters.items():
+            if p is not None and id(p) not in found:
+                found[id(p)] = f"{path}.{name}" if path else name, p
+    return list(found.values())
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -161,12 +171,14 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     Raises:
         SetupError: if there are none, or if they have no values yet (lazy layers, meta device).
     """
-    parameters = list(model.parameters())
+    modules = list(model.named_modules())
+    parameters = parameters_of(modules)
     name = type(model).__name__
     if not parameters:
         raise SetupError(f"The model {name} has no parameters, so there is nothing to train.")
-    _check_values(model)
-    wanted = [p for p in parameters if p.requires_grad]
+    buffers = [(f"{path}.{key}".lstrip("."), b) for path, m in modules for key, b in m._buffers.items()]
+    _check_values(name, [*parameters, *buffers])
+    wanted = [p for _, p in parameters if p.requires_grad]
     if not wanted:
         raise SetupError(
             f"All {len(parameters)} parameters of {name} are frozen. Call `model.requires_grad_(True)`."
@@ -174,15 +186,13 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return wanted
 
 
-def _check_values(model: nn.Module) -> None:
+def _check_values(name: str, held: Sequence[tuple[str, Tensor | None]]) -> None:
     """Every parameter and buffer must hold numbers."""
-    name = type(model).__name__
-    held = [*model.named_parameters(), *model.named_buffers()]
-    if any(isinstance(tensor, (UninitializedParameter, UninitializedBuffer)) for _, tensor in held):
+    if any(type(tensor) in (UninitializedParameter, UninitializedBuffer) for _, tensor in held):
         raise SetupError(
             f"The model {name} has lazy layers whose sizes are not known yet. Show it one batch: `model(x)`."
         )
-    empty = [path for path, tensor in held if tensor.is_meta]
+    empty = [path for path, tensor in held if tensor is not None and tensor.is_meta]
     if empty:
         raise SetupError(
             f"Of the parameters and buffers of {name}, {len(empty)} are on the meta device, the first is "

@@ -6,12 +6,13 @@ Shapes: `rows` are samples of a signal, `b` of them with `n` values each, of any
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gradmend.samples import places
 
@@ -20,7 +21,9 @@ Rows = Float[Tensor, "*sites b n"]
 SAMPLES, VALUES = 16, 1024
 """Statistics of samples look at so many at most, and at so many of each sample's values."""
 
-_TINY = 1e-38
+_TINY = 1e-300
+_EQUAL = 1e-14
+"""A variance of unit vectors that is nothing but rounding."""
 
 
 def norm(x: Shaped[Tensor, "..."]) -> Float64[Tensor, ""]:
@@ -79,11 +82,11 @@ def silent_units(x: Float[Tensor, "sites B ..."], unit_dim: int) -> Bool[Tensor,
     >>> silent_units(torch.tensor([[[0.0, 1.0], [0.0, 0.0]]]), unit_dim=1).tolist()
     [[True, False]]
     """
-    places = [dim + 1 for dim in range(1, x.dim() - 1) if dim != unit_dim]
-    high, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)  # samples first: that is the fast way
+    places = [dim for dim in range(1, x.dim() - 1) if dim != unit_dim]
+    high, low = x.amax(1), x.amin(1)  # samples first: that is the fast way
     if places:
         high, low = high.amax(places), low.amin(places)
-    return ((high == 0) & (low == 0)).flatten(1)
+    return torch.logical_or(high, low).logical_not_()
 
 
 def nonzero_share(rows: Rows) -> Float[Tensor, "*sites"]:
@@ -95,69 +98,43 @@ def nonzero_share(rows: Rows) -> Float[Tensor, "*sites"]:
     return rows.sign().abs_().mean((-2, -1))
 
 
-def sample_sums(rows: Rows) -> Float[Tensor, "*sites 6"]:
-    """Sums over samples that `zeros`, `cosine` and `rank` are computed from.
+def gram(rows: Rows) -> Float64[Tensor, "*sites 16 16"]:
+    """Products of all pairs of samples, in float64; fewer than 16 samples are filled up by zeros.
 
-    The share of values that are not zero; how many samples are not; then, of the Gram matrix of differences
-    between their directions (unit vectors) and the first one's: trace, sum, norm of the row sums, norm.
-    Differences keep their digits where samples are all but parallel.
+    Those of float32 numbers are exact in float64 and cannot leave its range; float64 rows are scaled first.
     """
-    sizes = rows.abs()
-    largest = sizes.amax(-1, keepdim=True)
-    units = rows / largest.clamp_min(_TINY)  # so that no square is too small or too large
-    units.div_(torch.linalg.vector_norm(units, dim=-1, keepdim=True).clamp_min_(0.5))
-    real = (largest > 0).to(rows.dtype)
-    apart = (units - units[..., :1, :]).mul_(real)
-    gram = apart @ apart.mT
-    columns = gram.sum(-1)
-    sums = (
-        sizes.sign_().mean((-2, -1)),
-        real.sum((-2, -1)),
-        gram.diagonal(dim1=-2, dim2=-1).sum(-1),
-        columns.sum(-1),
-        torch.linalg.vector_norm(columns, dim=-1),
-        torch.linalg.vector_norm(gram, dim=(-2, -1)),
-    )
-    return torch.stack(sums, dim=-1)
+    if rows.dtype == torch.float64:
+        rows = rows / rows.abs().amax(-1, keepdim=True).clamp_min(_TINY)
+    rows = rows.double()
+    products = rows @ rows.mT
+    missing = SAMPLES - products.shape[-1]
+    return pad(products, (0, missing, 0, missing)) if missing else products
 
 
-def zeros(sums: Sequence[float]) -> float:
-    """The share of values that are exactly zero.
+def directions(gram: Float64[Tensor, "*sites b b"]) -> Float64[Tensor, "*sites 2"]:
+    """How alike the directions of samples are: their mean cosine, and their effective rank.
 
-    >>> zeros(sample_sums(torch.tensor([[0.0, 2.0]])).tolist())
-    0.5
+    The mean is over all pairs of samples that are not zero: 1 if all are parallel, NaN without two.
+    1 - cosine is right to about 1e-15, so that samples may be all but parallel.
+
+    The rank is (sum of eigenvalues)^2 / sum of squared eigenvalues of the covariance of unit vectors, which
+    lies between 1 and min(b - 1, n) and needs no decomposition; NaN if all are equal. Source: Roy, Vetterli,
+    The effective rank, 2007, https://ieeexplore.ieee.org/document/7098875 (who take the exponential of the
+    entropy in place of the second moment).
+
+    >>> directions(gram(torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]))).round(decimals=5).tolist()
+    [0.0, 1.0]
     """
-    return 1.0 - sums[0]
-
-
-def cosine(sums: Sequence[float]) -> float:
-    """The mean cosine over all pairs of samples that are not zero: 1 if all are parallel; NaN without two.
-
-    1 - cosine is half the squared distance of two unit vectors: right down to about 1e-13 in float32.
-
-    >>> cosine(sample_sums(torch.tensor([[1.0, 0.0], [0.0, 2.0]])).tolist())
-    0.0
-    """
-    _, count, trace, total, _, _ = sums
-    return 1 - (count * trace - total) / (count * (count - 1)) if count > 1 else math.nan
-
-
-def rank(sums: Sequence[float]) -> float:
-    """The effective rank of the directions of all samples that are not zero.
-
-    (sum of eigenvalues)^2 / sum of squared eigenvalues of their covariance, which lies between 1 and
-    min(b - 1, n) and needs no decomposition; NaN if all are equal. Source: Roy, Vetterli, The effective rank,
-    2007, https://ieeexplore.ieee.org/document/7098875 (who take the exponential of the entropy in place of
-    the second moment).
-
-    >>> round(rank(sample_sums(torch.eye(4)).tolist()), 5)
-    3.0
-    """
-    _, count, trace, total, columns, norm = sums
-    if count < 2:
-        return math.nan
-    squares = norm**2 - 2 * columns**2 / count + (total / count) ** 2
-    return (trace - total / count) ** 2 / squares if squares > 0 else math.nan
+    scale = gram.diagonal(dim1=-2, dim2=-1).clamp_min(_TINY).rsqrt()
+    cosines = gram * scale[..., :, None] * scale[..., None, :]
+    real = cosines.diagonal(dim1=-2, dim2=-1).round()  # 1, and 0 of a sample that is zero
+    gaps = cosines - real[..., :, None] * real[..., None, :]  # keeps the digits of cosines next to 1
+    count, columns = real.sum(-1), gaps.sum(-1)
+    total = columns.sum(-1).masked_fill(count < 2, torch.nan)
+    cosine = 1 + total.clamp_max(0) / (count * (count - 1))
+    spread = (-total / count).masked_fill(-total < _EQUAL * count, torch.nan)
+    squares = gaps.square().sum((-2, -1)) - 2 * columns.square().sum(-1) / count + spread.square()
+    return torch.stack([cosine, spread.square() / squares], dim=-1)
 
 
 def rows_equal(x: Shaped[Tensor, "units ..."]) -> Bool[Tensor, ""]:

@@ -69,6 +69,7 @@ class Cause(Enum):
     SIGMOID_BEFORE_LOGITS_LOSS = auto()
     LOGITS_BEFORE_PROBABILITY_LOSS = auto()
     SOFTMAX_OVER_ONE_UNIT = auto()
+    SOFTMAX_OVER_THE_BATCH = auto()
     UNREACHABLE_TARGETS = auto()
     WRONG_OUTPUT_COUNT = auto()
     UNFIT_LOSS = auto()

@@ -2,39 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from gradmend.contract import read_contract
 from gradmend.data import as_batches
-from gradmend.diagnosis import signal, stepping, wiring
+from gradmend.diagnosis import (
+    batch,
+    capacity,
+    inputs,
+    labels,
+    loss,
+    output,
+    regularization,
+    signal,
+    speed,
+    stepping,
+    weights,
+    wiring,
+    within,
+)
+from gradmend.diagnosis.disturb import disturb
 from gradmend.diagnosis.finding import Diagnosis, Finding, Severity
+from gradmend.diagnosis.intervention import decide
+from gradmend.diagnosis.prognosis import Prognosis, prognose
+from gradmend.inquiry import inquire
+from gradmend.kinds import tensors_in
 from gradmend.probe import measure
 from gradmend.profile import Profile
-from gradmend.response import respond
+from gradmend.response import look_ahead, respond
 from gradmend.setup import Batch, Setup
 
 __all__ = ["RULES", "Diagnosis", "Finding", "Severity", "diagnose", "look"]
 
 RULES: tuple[Callable[[Profile], Finding | None], ...] = (
+    *output.RULES,
+    *loss.RULES,
+    *labels.RULES,
+    *inputs.RULES,
     *wiring.RULES,
+    *weights.RULES,
+    *within.RULES,
     *signal.RULES,
+    *batch.RULES,
+    *regularization.RULES,
+    *capacity.RULES,
     *stepping.RULES,
-    wiring.frozen_parameters,
+    *speed.RULES,
 )
 """Each looks at a profile and says what it finds: exact contradictions first, then roots, then symptoms."""
 
-_BATCHES = 4
+_BATCHES, _SAMPLES = 4, 256
+"""So many batches are looked at, of which the first so many samples are measured."""
 
 
-def diagnose(setup: Setup, batches: Batch | Iterable[Batch]) -> Diagnosis:
+def diagnose(setup: Setup, batches: Batch | Iterable[Batch], *, steps: int | None = None) -> Diagnosis:
     """Find out why a setup does not train, from one measured step and a few tried on a copy.
 
     Args:
         setup: what trains. It is left exactly as it was.
         batches: one batch `(x, y)` or several (a list, a `DataLoader`); at most four are looked at.
+        steps: how many optimizer steps are planned; whether they suffice is judged only if they are told.
 
     Returns:
-        A diagnosis: `.healthy`, `.findings`, `.profile`; printing it shows a table.
+        A diagnosis: `.healthy`, `.findings`, `.prognosis`, `.profile`; printing it shows a table.
 
     Raises:
         BatchError: if model, batch and loss do not fit each other.
@@ -49,10 +80,28 @@ def diagnose(setup: Setup, batches: Batch | Iterable[Batch]) -> Diagnosis:
         ['softmax before logits loss']
     """
     given = as_batches(batches, limit=_BATCHES)
-    profile = measure(setup, iter(given))  # a list of tensors would pass for one batch
+    profile = measure(setup, iter(_enough(given)))  # a list of tensors would pass for one batch
+    profile = replace(profile, contract=read_contract(setup, given))
     if setup.optimizer is not None and wiring.non_finite(profile) is None:
-        profile = replace(profile, response=respond(setup, given[0]))
-    return _judge(profile)
+        profile = replace(profile, response=respond(setup, given[0]), planned=steps)
+        profile = replace(profile, regime=inquire(setup, given[0], profile))
+    if wiring.non_finite(profile) is None:
+        profile = replace(profile, disturbance=disturb(setup, given[0], profile.anatomy))
+    diagnosis = _judge(profile)
+    findings = decide(setup, given[0], profile, diagnosis.findings)
+    return replace(diagnosis, findings=findings, prognosis=_prognosis(setup, given, profile))
+
+
+def _prognosis(setup: Setup, batches: Sequence[Batch], profile: Profile) -> Prognosis | None:
+    outlook = look_ahead(setup, batches)
+    return None if isinstance(outlook, str) else prognose(profile, outlook)
+
+
+def _enough(batches: Sequence[Batch]) -> list[Batch]:
+    """The first batches, of so many samples together as say enough."""
+    sizes = [next((t.size(0) for t in tensors_in(batch) if t.dim()), 1) for batch in batches]
+    before = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [batch for batch, rows in zip(batches, before, strict=True) if rows < _SAMPLES]
 
 
 def look(setup: Setup, batches: Batch | Iterable[Batch]) -> Diagnosis:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from gradmend.causes import Cause
 from gradmend.console import Printable, lines, number, plain_data
+from gradmend.diagnosis.prognosis import Prognosis
 from gradmend.profile import Profile, depth_picture
 
 
@@ -23,6 +24,9 @@ class Severity(IntEnum):
     WARNING = 1
     ERROR = 2
 
+
+_HARDLY = 0.05
+"""A probability to train that is less than this goes into the verdict."""
 
 _STYLES = {Severity.NOTE: "dim", Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
 
@@ -40,6 +44,7 @@ class Finding(Printable):
         unit: of both.
         sites: names of the sites or parameters concerned.
         where: `file:line` in the user's code, as far as known.
+        evidence: what experiments on a copy of the step have shown, a sentence each.
     """
 
     cause: Cause
@@ -50,6 +55,7 @@ class Finding(Printable):
     unit: str = ""
     sites: tuple[str, ...] = ()
     where: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
 
     def __rich__(self) -> RenderableType:
         head = Text.assemble(
@@ -64,6 +70,7 @@ class Finding(Printable):
         if self.measured is not None:
             against = f", expected {number(self.expected)}" if self.expected is not None else ""
             details.append(f"measured {number(self.measured)}{against} ({self.unit})")
+        details.extend(self.evidence)
         if self.where:
             details.append(lines([_short(line) for line in self.where]))
         return Group(head, *(Padding(Text(detail), (0, 0, 0, 8)) for detail in details))
@@ -75,6 +82,7 @@ class Diagnosis(Printable):
 
     profile: Profile
     findings: tuple[Finding, ...]
+    prognosis: Prognosis | None = None
 
     @property
     def healthy(self) -> bool:
@@ -92,15 +100,23 @@ class Diagnosis(Printable):
         errors = [f for f in self.findings if f.severity is Severity.ERROR]
         if errors:
             return f"This setup will hardly train: {errors[0].cause.title}."
+        if self._doubtful:
+            return "Nothing is broken, but as it stands this setup will hardly train."
         if self.findings:
             worst = self.findings[0]
             remark = "remarks" if worst.severity is Severity.NOTE else "a warning"
             return f"Healthy, with {remark}: {worst.cause.title}."
         return "Healthy: nothing found."
 
+    @property
+    def _doubtful(self) -> bool:
+        return self.prognosis is not None and self.prognosis.probability < _HARDLY
+
     def __rich__(self) -> RenderableType:
-        verdict = Text(self.verdict, style="bold green" if self.healthy else "bold red")
-        return Group(depth_picture(self.profile), Text(), *self.findings, Text(), verdict)
+        good = "bold yellow" if self._doubtful else "bold green"
+        verdict = Text(self.verdict, style=good if self.healthy else "bold red")
+        outlook = [] if self.prognosis is None else [Text(self.prognosis.sentence)]
+        return Group(depth_picture(self.profile), Text(), *self.findings, Text(), *outlook, verdict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""
@@ -108,6 +124,7 @@ class Diagnosis(Printable):
             "healthy": self.healthy,
             "verdict": self.verdict,
             "findings": plain_data(self.findings),
+            "prognosis": None if self.prognosis is None else self.prognosis.to_dict(),
             "profile": self.profile.to_dict(),
         }
 

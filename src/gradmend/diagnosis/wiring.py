@@ -1,4 +1,4 @@
-"""Rules on how model, loss, optimizer and input fit together. They are exact and need no training."""
+"""Rules on how model, loss and optimizer are put together. They are exact and need no training."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable
 
 from gradmend.causes import Cause
-from gradmend.console import lines, number
+from gradmend.console import lines
 from gradmend.diagnosis.finding import Finding, Severity
 from gradmend.profile import Profile
 from gradmend.readings import ParameterReading, Reading
 
-_LOGITS_LOSSES = ("cross_entropy", "binary_cross_entropy_with_logits")
+_UPHILL = 0.3
+"""Cosine between step and gradient: momentum and noise reach less, a wrong sign 1 (about 1/2 with Adam)."""
 
 
 def non_finite(profile: Profile) -> Finding | None:
@@ -40,14 +41,48 @@ def non_finite(profile: Profile) -> Finding | None:
     )
 
 
-def softmax_before_logits_loss(profile: Profile) -> Finding | None:
-    """The output that reaches a logits loss is a softmax, unchanged but for its shape."""
-    return _squashed(profile, "softmax", Cause.SOFTMAX_BEFORE_LOGITS_LOSS)
+def wrong_direction(profile: Profile) -> Finding | None:
+    """The optimizer's next step climbs the gradient, or the loss falls as outputs and targets part: not both.
+
+    Climbing: the cosine between step and gradient is above 0.3, and no part of the first step lowers the
+    loss. That of the loss's own sign is found at outputs made up for it.
+    """
+    contract = profile.contract
+    if contract is None:
+        return None
+    negated = contract.loss is not None and contract.loss.sign < 0
+    climbing = contract.descent is not None and contract.descent > _UPHILL and _only_rises(profile)
+    if negated == climbing:
+        return None
+    if climbing:
+        text = (
+            "The optimizer steps along the gradient, not against it: is `maximize=True`, or a minus missing?"
+        )
+        cosine = contract.descent
+        return Finding(
+            Cause.WRONG_DIRECTION, Severity.ERROR, text, cosine, -1.0, "cosine of step and gradient"
+        )
+    text = (
+        "The loss falls as outputs and targets part: training drives them apart. Is there a minus too many?"
+    )
+    where = (contract.loss.line,) if contract.loss and contract.loss.line else ()
+    return Finding(Cause.WRONG_DIRECTION, Severity.ERROR, text, -1.0, 1.0, "sign of the loss", where=where)
 
 
-def sigmoid_before_logits_loss(profile: Profile) -> Finding | None:
-    """The output that reaches a logits loss is a sigmoid, unchanged but for its shape."""
-    return _squashed(profile, "sigmoid", Cause.SIGMOID_BEFORE_LOGITS_LOSS)
+def eval_mode(profile: Profile) -> Finding | None:
+    """Dropout or batch normalization is in eval mode.
+
+    A note, for training loops call `train()`; a warning where only a part is, and its parameters are not
+    frozen.
+    """
+    contract = profile.contract
+    if contract is None or not (contract.asleep or contract.evaluating):
+        return None
+    if contract.evaluating:
+        text = "The model was given in eval mode, and measured in train mode. Type `model.train()` to train."
+        return Finding(Cause.EVAL_MODE, Severity.NOTE, text)
+    text = f"In eval mode, while the rest trains: {lines(contract.asleep)}. Type `model.train()`."
+    return Finding(Cause.EVAL_MODE, Severity.WARNING, text, sites=contract.asleep)
 
 
 def not_in_optimizer(profile: Profile) -> Finding | None:
@@ -59,9 +94,14 @@ def not_in_optimizer(profile: Profile) -> Finding | None:
 
 
 def no_gradient(profile: Profile) -> Finding | None:
-    """Parameters that want a gradient get none: the loss does not depend on them."""
+    """Parameters that want a gradient get none: the loss does not depend on them.
+
+    A loss of exactly zero has no slope where nothing is left to learn from this batch, as with hinges.
+    """
+    loss = profile.contract.loss if profile.contract else None
+    satisfied = profile.loss == 0 and (loss is None or loss.family != "flat")
     wanting = [p for p in profile.parameters if not p.frozen]
-    if all(p.gradient == 0 for p in wanting if p.gradient is not None):
+    if not satisfied and all(p.gradient == 0 for p in wanting if p.gradient is not None):
         what = "get a gradient of exactly zero"
         return _parameters(wanting, Cause.NO_GRADIENT, Severity.ERROR, what)
     lost = [p for p in wanting if p.gradient is None]
@@ -76,63 +116,6 @@ def frozen_parameters(profile: Profile) -> Finding | None:
     return _parameters(frozen, Cause.FROZEN_PARAMETERS, Severity.NOTE, "are frozen")
 
 
-def symmetric_weights(profile: Profile) -> Finding | None:
-    """All rows of a weight are equal to the last bit, and so are the rows of its gradient.
-
-    Equal rows alone are no illness: an output layer of zeros gets different gradients per class.
-    """
-    equal = [p for p in profile.parameters if p.symmetric]
-    what = "have equal rows that get equal gradients, so all their units stay identical"
-    return _parameters(equal, Cause.SYMMETRIC_WEIGHTS, Severity.ERROR, what)
-
-
-def unscaled_input(profile: Profile) -> Finding | None:
-    """What the first layer gets has rms above 10 or below 0.05, or a column that drowns the others.
-
-    A column drowns the others if it deviates a hundred times the median column. Those that hardly vary, such
-    as the pixels at the edge of an image, do no harm; those that drown all others do, because the learning
-    rate must suit the largest (LeCun et al. 1998). The bounds of the rms
-    leave room for every usual scaling ([0, 1], [-1, 1], standardized); raw pixels (rms about 100) and raw
-    tables are outside. A network that begins by rescaling its input is exempt.
-    """
-    inputs = profile.inputs
-    if inputs is None:
-        return None
-    low, high = inputs.deviations
-    spread = high / low if low > 0 else 1.0
-    if 0.05 <= inputs.rms <= 10 and spread <= 100:
-        return None
-    severity = Severity.ERROR if not 0.005 <= inputs.rms <= 50 or spread > 1000 else Severity.WARNING
-    sentence = f"The input has mean {number(inputs.mean)} and rms {number(inputs.rms)}"
-    if spread > 100:
-        sentence += f"; one column deviates by {number(high)}, half of them by {number(low)} or less"
-    readings = profile.weighted()[:1]
-    return Finding(
-        Cause.UNSCALED_INPUT,
-        severity,
-        sentence + ".",
-        inputs.rms,
-        1.0,
-        "rms of the input",
-        where=_where(readings),
-    )
-
-
-def _squashed(profile: Profile, function: str, cause: Cause) -> Finding | None:
-    for loss in profile.anatomy.losses:
-        guilty = [r for r in profile.sites if r.site.index in loss.direct and r.site.function == function]
-        if guilty and loss.function in _LOGITS_LOSSES:
-            return Finding(
-                cause,
-                Severity.ERROR,
-                f"The {function} at {guilty[0].site.name} feeds {loss.function}, which expects raw scores "
-                f"and applies its own {'sigmoid' if 'binary' in loss.function else 'softmax'}.",
-                sites=tuple(r.site.name for r in guilty),
-                where=_where(guilty),
-            )
-    return None
-
-
 def _parameters(
     readings: list[ParameterReading], cause: Cause, severity: Severity, what: str
 ) -> Finding | None:
@@ -142,16 +125,24 @@ def _parameters(
     return Finding(cause, severity, f"{lines(names)} {what}.", float(len(names)), 0.0, "parameters", names)
 
 
+def _only_rises(profile: Profile) -> bool:
+    """Whether no part of the first step lowers the loss, as far as that was tried."""
+    response = profile.response
+    if response is None:
+        return True
+    slack = 1e-3 * abs(response.before)
+    return all(not loss < response.before - slack for fraction, loss in response.line if fraction <= 1)
+
+
 def _where(readings: Iterable[Reading]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(r.site.line for r in readings if r.site.line))
 
 
 RULES = (
     non_finite,
-    softmax_before_logits_loss,
-    sigmoid_before_logits_loss,
+    wrong_direction,
     not_in_optimizer,
     no_gradient,
-    symmetric_weights,
-    unscaled_input,
+    eval_mode,
+    frozen_parameters,
 )

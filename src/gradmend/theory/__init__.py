@@ -1,7 +1,7 @@
 """Mean-field theory of deep networks: what signals and gradients do, layer by layer, before any training.
 
 In all of it `weight_variance` means fan_in x Var(W), and chi is the growth per layer of the SQUARED gradient
-norm going backward. Numbers go in, numbers come out. Exact for infinite width; `finite_width_deviation`
+norm going backward. Numbers go in, numbers come out. Exact for infinite width; `gradient_deviation`
 says how far one network strays.
 """
 
@@ -11,8 +11,6 @@ from gradmend.theory.convolution import Convolution
 from gradmend.theory.factors import (
     Growth,
     batch_norm_depth,
-    finite_width_deviation,
-    finite_width_mean,
     isometry_gain,
     norm_factor,
     padding_factor,
@@ -47,6 +45,7 @@ from gradmend.theory.rules import (
     Sum,
 )
 from gradmend.theory.signals import Gradient, Signal
+from gradmend.theory.width import Layer, finite_width_deviation, finite_width_mean, gradient_deviation
 
 __all__ = [
     "Activation",
@@ -58,6 +57,7 @@ __all__ = [
     "Elementwise",
     "Gradient",
     "Growth",
+    "Layer",
     "Linear",
     "Node",
     "Normalization",
@@ -77,6 +77,7 @@ __all__ = [
     "finite_width_deviation",
     "finite_width_mean",
     "fixed_point",
+    "gradient_deviation",
     "gradient_factor",
     "gru_factor",
     "isometry_gain",

@@ -295,7 +295,7 @@ def propagate(
 
     The gap keeps its digits where the cosine is all but 1. If the layer outputs only zeros, the gap is 0.
     """
-    moments = table.moments(q) if table else Moments(0.0, q, 1.0, 1.0)
+    moments = table.moments(q) if table else Moments(0.0, q, 1.0, 1.0, q, q)
     spread = (table.spread(q, gap) if table else q * gap) + (1 / keep - 1) * moments.output
     length = weight_variance / keep * moments.output + bias_variance
     return length, min(weight_variance * spread / length, 2.0) if length else 0.0, moments.slope

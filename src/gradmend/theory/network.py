@@ -12,7 +12,7 @@ from gradmend.errors import SetupError
 from gradmend.theory.convolution import Convolution
 from gradmend.theory.quadrature import require_nonnegative
 from gradmend.theory.rules import Linear, Rule, Sum
-from gradmend.theory.signals import Gradient, Signal, held
+from gradmend.theory.signals import Field, Gradient, Signal, held
 
 SOURCE = -1
 """Stands for the network's input where a node's inputs are named."""
@@ -33,6 +33,8 @@ class Node:
         factors: E|J^T v|^2 / |v|^2 for each input, if it is known. Gradients go on by it where the rule does
             not apply; else none is predicted beyond.
         weights: the name of the weights that the piece multiplies by, if it has some that others share.
+        lengths: the second moment of what it reads, of each sample, if they were measured. Each sample's
+            gradient then goes back by its own, for at a repelling length samples part by chance.
     """
 
     rule: Rule | None
@@ -40,6 +42,7 @@ class Node:
     measured: Signal | None = None
     factors: tuple[float, ...] | None = None
     weights: Hashable | None = None
+    lengths: Field | None = None
 
     @property
     def weighted(self) -> bool:
@@ -201,6 +204,9 @@ def _arrived(
     """The gradient at each input, from that at the output."""
     known = [signal for signal in inputs if signal is not None]
     if gradient and node.rule and not refused:
+        if node.lengths is not None and not known[0].batch:
+            gradient = gradient.over(node.lengths.shape)
+            known = [replace(known[0], q=held(node.lengths))]
         return node.rule.backward(gradient, known)
     if gradient and node.factors is not None:
         plain = Gradient(gradient.log, gradient.cosine)

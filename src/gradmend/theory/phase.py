@@ -141,8 +141,8 @@ def critical(phi: Activation, bias_variance: float = 0.0) -> Critical | None:
 
 def _critical(moments: Callable[[float], Moments], bias_variance: float) -> Critical | None:
     def excess(q: float) -> float:
-        _, output, slope, _ = moments(q)
-        return q - output / slope - bias_variance if slope else math.nan
+        at = moments(q)
+        return q - at.output / at.slope - bias_variance if at.slope else math.nan
 
     points = [_critical_at(moments, q, bias_variance) for q in _roots(excess)]
     return min(points, key=lambda p: (not p.stable, abs(math.log(p.q or SCALES[0]))), default=None)

@@ -106,12 +106,29 @@ def require_share(**values: float) -> None:
 
 
 class Moments(NamedTuple):
-    """E phi(h), E phi(h)^2, E phi'(h)^2 of a pre-activation h ~ N(0, q), and the slope of E phi^2 in q."""
+    """Of a pre-activation h ~ N(0, q): E phi(h), E phi(h)^2, E phi'(h)^2, and the slope of E phi^2 in q.
+
+    `along` is E (phi phi')^2 and `steepness` E (h phi')^2: what a gradient along phi, or h, makes of them.
+    """
 
     mean: float
     output: float
     slope: float
     length: float
+    along: float
+    steepness: float
+
+
+class Scatter(NamedTuple):
+    """How one unit strays from the mean of all, h ~ N(0, q), g ~ N(0, 1): x = phi(h)^2, y = (g phi'(h))^2.
+
+    Var x / (E x)^2, Cov(x, y) / (E x E y), Var y / (E y)^2, and the slope of ln E y in ln q.
+    """
+
+    output: float
+    both: float
+    slope: float
+    bend: float
 
 
 class PairMoments(NamedTuple):
@@ -134,21 +151,34 @@ class GaussianTable:
     jumps: bool
     u: Float64[Tensor, " nodes"]
     width: Float64[Tensor, " nodes"]
-    features: Float64[Tensor, "4 nodes"]
+    features: Float64[Tensor, "6 nodes"]
 
     def moments(self, q: float) -> Moments:
         """All moments at the second moment q of the pre-activation."""
         q = min(max(q, SMALLEST), LARGEST)
-        scale = math.sqrt(q)
-        ends = torch.tensor([_FINEST * min(1.0, scale), _REACH * scale], dtype=torch.float64, device="cpu")
-        first, last = torch.searchsorted(self.u, ends).tolist()
-        z = self.u[first:last] / scale
-        weight = self.width[first:last] * torch.exp(-0.5 * z * z) / (scale * math.sqrt(2 * math.pi))
-        features = self.features[:, first:last]
-        mean, output, slope, stein = (features @ weight).tolist()
+        here, z, weight = self._gaussian(math.sqrt(q))
+        features = self.features[:, here]
+        mean, output, slope, stein, along, steepness = (features @ weight).tolist()
         if self.jumps:  # then phi' does not tell it all, but dE phi^2 / dq = E phi^2 (z^2 - 1) / 2q
             stein = float(features[1] @ (weight * (z * z - 1))) / 2
-        return Moments(mean, output, slope, stein / q)
+        return Moments(mean, output, slope, stein / q, along, steepness)
+
+    def scatter(self, q: float) -> Scatter:
+        """How one unit strays from the moments at the second moment q of the pre-activation."""
+        here, z, weight = self._gaussian(math.sqrt(min(max(q, SMALLEST), LARGEST)))
+        u = self.u[here]
+        squares = [x**2 for x in _value_and_slope(self.phi, torch.stack((u, -u)))]
+        size, steep = (x / (weight * x).sum().clamp_min(SMALLEST) for x in squares)
+        products = size * size, size * steep, 3 * steep * steep, steep * (z * z - 1) / 2
+        output, both, slope, bend = (float((weight * x).sum()) for x in products)
+        return Scatter(output - 1, both - 1, slope - 1, bend)
+
+    def _gaussian(self, scale: float) -> tuple[slice, Tensor, Tensor]:
+        """The nodes that count, in deviations of a Gaussian, and their weights on either side of 0."""
+        ends = torch.tensor([_FINEST * min(1.0, scale), _REACH * scale], dtype=torch.float64, device="cpu")
+        here = slice(*torch.searchsorted(self.u, ends).tolist())
+        z = self.u[here] / scale
+        return here, z, self.width[here] * torch.exp(-0.5 * z * z) / (scale * math.sqrt(2 * math.pi))
 
     def spread(self, q: float, gap: float) -> float:
         """E phi^2 - E phi(u1) phi(u2) of two pre-activations with cosine 1 - gap.
@@ -228,7 +258,8 @@ def tabulate(phi: Activation) -> GaussianTable:
     u, width = panels(torch.cat((_half_line(), kinks)).sort().values)
     signed = torch.stack((u, -u))
     value, slope = _value_and_slope(phi, signed)
-    features = torch.stack((value, value**2, slope**2, signed * value * slope)).sum(1)
+    squares = value**2, slope**2, signed * value * slope, (value * slope) ** 2, (signed * slope) ** 2
+    features = torch.stack((value, *squares)).sum(1)
     return GaussianTable(phi, kinks, _jumps(phi, kinks), u, width, features)
 
 

@@ -54,10 +54,12 @@ class Linear(Rule):
     Args:
         weight_variance: fan_in x Var(W).
         bias_variance: Var(b).
+        fan_in: how many values each unit sums; None: so many that nothing depends on it.
     """
 
     weight_variance: float
     bias_variance: float = 0.0
+    fan_in: int | None = None
 
     def __post_init__(self) -> None:
         require_nonnegative(weight_variance=self.weight_variance, bias_variance=self.bias_variance)
@@ -68,8 +70,20 @@ class Linear(Rule):
         return weighted(replace(x, far=None), self.weight_variance * x.length, self.bias_variance)
 
     def backward(self, gradient: Gradient, inputs: Sequence[Signal]) -> list[Gradient]:
-        """|d_in|^2 = weight_variance |d_out|^2, whatever the widths."""
-        return [Gradient(gradient.log, gradient.cosine).times(self.weight_variance)]
+        """|d_in|^2 = weight_variance |d_out|^2, and a little more the more of it is radial.
+
+        The weights are known to lead the input to the output, and so its direction back; all else is random.
+        """
+        (x,) = inputs
+        if np.shape(x.q):  # positions, which are mixed
+            return [Gradient(gradient.log, gradient.cosine).times(self.weight_variance)]
+        units = math.inf if self.fan_in is None else float(self.fan_in)
+        more = 1 + (gradient.radial - 1) / units
+        product = self.weight_variance * x.length
+        kept = product / max(product + self.bias_variance, SMALLEST)
+        radial = np.maximum(gradient.radial / more * kept, 1.0)
+        arrived = Gradient(gradient.log, gradient.cosine, gradient.share, radial=radial, units=units)
+        return [arrived.times(self.weight_variance * more)]
 
 
 def weighted(x: Signal, product: Lengths, bias_variance: float) -> Signal:
@@ -115,7 +129,9 @@ class Elementwise(Rule):
         plain = Gradient(gradient.log, gradient.cosine, gradient.share)
         if x.batch:
             return [_after_batch(plain, self._pair(x.length, x.batch), x)]
-        arrived = plain.times(self._moments(x.q).slope)
+        moments = self._moments(x.q)
+        more, radial = _radial(gradient, x.q, moments)
+        arrived = replace(plain, radial=radial, units=gradient.units).times(moments.slope * more)
         if math.isnan(gradient.cosine):
             return [arrived]
         shrunk = self._angles.slope(x.length, self._moments(x.length), x.gap)
@@ -154,11 +170,28 @@ class Elementwise(Rule):
         low, high = float(q.min()), float(q.max())
         if high <= low * (1 + 1e-9):
             return self._moments(low)
-        grid = np.geomspace(low, high, _GRID)
+        grid = np.unique(q) if q.size <= _GRID else np.geomspace(low, high, _GRID)
         rows = np.array([self._table.moments(float(x)) for x in grid]).T
         logs = np.log(rows[1:].clip(SMALLEST)), rows[0] / np.sqrt(grid)
-        output, slope, length, mean = (np.interp(np.log(q), np.log(grid), row) for row in np.vstack(logs))
-        return Moments(mean * np.sqrt(q), np.exp(output), np.exp(slope), np.exp(length))
+        *positive, mean = (np.interp(np.log(q), np.log(grid), row) for row in np.vstack(logs))
+        return Moments(mean * np.sqrt(q), *map(np.exp, positive))
+
+
+def _radial(gradient: Gradient, q: Lengths, m: Moments) -> tuple[Lengths, Lengths]:
+    """How much more of a gradient an activation lets through, and `Gradient.radial` behind it.
+
+    Where a longer signal becomes longer still, layer by layer, the loss depends on lengths more than on all
+    else, and gradients turn towards the signal: at finite width they grow by that.
+    """
+    if gradient.units == math.inf:
+        return 1.0, 1.0
+    excess = gradient.radial - 1
+    with np.errstate(all="ignore"):  # beyond the range of float64
+        output, slope = np.maximum(m.output, SMALLEST), np.maximum(m.slope, SMALLEST)
+        more = np.nan_to_num(1 + excess / gradient.units * (m.along / output / slope - 1), nan=1.0)
+        carried = (q * m.length / output) ** 2 * (output / q / slope)
+        radial = np.nan_to_num((m.steepness / q / slope + excess * carried) / more, nan=1.0)
+    return more, np.clip(radial, 1.0, gradient.units)
 
 
 def _after_batch(gradient: Gradient, pair: PairMoments, x: Signal) -> Gradient:

@@ -53,9 +53,12 @@ class Gradient:
         log: ln of its squared norm, over all samples, units and positions.
         cosine: between the gradients of two samples; NaN: not followed, which saves half the time. Only
             batch normalization needs it, and takes it for 0 then.
-        share: of the squared norm, by position; its mean is 1.
+        share: of the squared norm, by position, or by sample where lengths of each are known; its mean is 1.
         twist: E d^2 x^2 / (E d^2 E x^2) - 1, with x the value there: 0 if they are independent.
         pair_twist: E d_1 d_2 x_1 x_2 of two samples less what it were if independent, over E d^2 E x^2.
+        radial: units x cosine^2 between gradient and values of one sample: 1 if they are independent, and not
+            followed below that, where it does not matter.
+        units: how many there are; infinitely many do not feel what is radial.
     """
 
     log: float = 0.0
@@ -63,6 +66,8 @@ class Gradient:
     share: Lengths = 1.0
     twist: float = 0.0
     pair_twist: float = 0.0
+    radial: Lengths = 1.0
+    units: float = math.inf
 
     def times(self, factor: Lengths) -> Gradient:
         """With its squared norm multiplied, at each position by a factor of its own."""
@@ -75,7 +80,9 @@ class Gradient:
     def over(self, positions: tuple[int, ...]) -> Gradient:
         """Even, if the positions that it is known by are not these."""
         known = np.shape(self.share)
-        return self if not known or not positions or known == positions else replace(self, share=1.0)
+        if not known or not positions or known == positions:
+            return self
+        return replace(self, share=1.0, radial=mean(self.radial))
 
 
 def mean(q: Lengths) -> float:

@@ -35,8 +35,8 @@ class Stepper:
         self.setup = setup
         self.optimizer = setup.build_optimizer()
         self._ours = not isinstance(setup.optimizer, Optimizer)
-        self._schedule = None if setup.schedule is None else setup.schedule(self.optimizer)
-        if isinstance(self._schedule, ReduceLROnPlateau):
+        self.schedule = None if setup.schedule is None else setup.schedule(self.optimizer)
+        if isinstance(self.schedule, ReduceLROnPlateau):
             raise SetupError(
                 "A schedule is stepped once per optimizer step, without a measured quantity: "
                 "ReduceLROnPlateau cannot be used. Take another, such as CosineAnnealingLR."
@@ -53,8 +53,8 @@ class Stepper:
             self._ours = False
             _fuse(self.optimizer)
         self.optimizer.step()
-        if self._schedule is not None:
-            self._schedule.step()
+        if self.schedule is not None:
+            self.schedule.step()
         return loss
 
     def _backward(self, batches: Sequence[Batch]) -> Tensor:
@@ -139,6 +139,11 @@ class Meter:
         self.step_seconds.append((now - self._since) / len(losses))
         self._since = now
         self._pending.clear()
+
+    @property
+    def fetched(self) -> bool:
+        """Whether all that was noted is on the host."""
+        return not self._pending
 
     @property
     def steps(self) -> int:

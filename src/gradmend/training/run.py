@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain, count, cycle, islice
 from statistics import median
 from time import perf_counter
@@ -16,15 +16,17 @@ import torch
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
-from gradmend.console import Printable, number
+from gradmend.console import Printable, number, plain_data
 from gradmend.data import Data, load
 from gradmend.errors import DataError, SetupError
+from gradmend.profile import Profile
 from gradmend.setup import Batch, Budget, Setup
 from gradmend.training.evaluation import evaluate, modes_restored, observe
 from gradmend.training.feed import Feed, choose_device, feed, home, move
 from gradmend.training.loop import Meter, Stepper, accuracy, best_threads, grouped, seeded
+from gradmend.training.recall import Recall
 from gradmend.zoo import Recipe, recipe
 
 Show: TypeAlias = Callable[[int, Tensor], None]
@@ -52,6 +54,8 @@ class History(Printable):
         diverged: whether a loss was NaN or infinite; the training ended within 50 steps then.
         device: on which it ran.
         threads: how many torch used on the CPU.
+        offered: how many it would have used by its own settings.
+        wreck: the profile of the step in which the first number was born that is not finite, if any was.
     """
 
     loss: tuple[float, ...]
@@ -65,10 +69,13 @@ class History(Printable):
     diverged: bool
     device: str
     threads: int
+    offered: int
+    wreck: Profile | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as plain Python values."""
-        return asdict(self)
+        """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""
+        data: dict[str, Any] = plain_data(self)
+        return data
 
     def __rich__(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, show_header=False)
@@ -197,7 +204,7 @@ def run_trial(
     copied = setup.copy()
     observed, tally = observe(copied)
     with seeded(seed, home(copied.model)):
-        copied.model.train()
+        _to_train(copied.model)
         step, meter = Stepper(observed), Meter(tally, stretch=max(1, min(50, budget.steps // 8)))
         start = perf_counter()
         for group in islice(grouped(cycle(batches), setup.accumulate), budget.steps):
@@ -208,6 +215,12 @@ def run_trial(
     seconds = perf_counter() - start
     right = meter.right[-_quarter(len(meter.right)) :]
     return Trial(label, tuple(meter.losses), accuracy(right), seconds, meter.diverged)
+
+
+def _to_train(model: nn.Module) -> None:
+    """A model wholly in eval mode trains wholly; in one that trains, parts in eval mode stay frozen so."""
+    if not model.training:
+        model.train()
 
 
 def _quarter(steps: int) -> int:
@@ -255,14 +268,17 @@ def _plan(
 
 def _run(plan: _Plan, source: Feed, device: torch.device, show: Show) -> History:
     observed, tally = observe(plan.setup)
-    plan.setup.model.train()
+    _to_train(plan.setup.model)
     epochs = (grouped(source.epoch(), plan.setup.accumulate) for _ in count())
     opening = next(epochs)
     first = list(islice(opening, 1))
+    offered = torch.get_num_threads()
     with _threads(plan, source, device, first):
         step, meter = Stepper(observed), Meter(tally)
+        recall = Recall(plan.setup, step, meter)
         start = perf_counter()
-        rates = list(_epochs(plan, chain([chain(first, opening)], epochs), step, meter, show))
+        rates = list(_epochs(plan, chain([chain(first, opening)], epochs), step, meter, recall, show))
+        seconds = perf_counter() - start
         return History(
             loss=tuple(meter.losses),
             accuracy=_known(rates),
@@ -270,11 +286,13 @@ def _run(plan: _Plan, source: Feed, device: torch.device, show: Show) -> History
             test_accuracy=None,
             epochs=len(rates),
             steps=meter.steps,
-            seconds=perf_counter() - start,
+            seconds=seconds,
             step_seconds=median(meter.step_seconds),
             diverged=meter.diverged,
             device=str(device),
             threads=torch.get_num_threads(),
+            offered=offered,
+            wreck=recall.wreck() if meter.diverged else None,
         )
 
 
@@ -287,12 +305,18 @@ def _threads(
 
 
 def _epochs(
-    plan: _Plan, epochs: Iterator[Iterable[list[Batch]]], step: Stepper, meter: Meter, show: Show
+    plan: _Plan,
+    epochs: Iterator[Iterable[list[Batch]]],
+    step: Stepper,
+    meter: Meter,
+    recall: Recall,
+    show: Show,
 ) -> Iterator[float | None]:
     """Train epoch by epoch; the accuracy of each."""
     for epoch, groups in enumerate(islice(epochs, plan.epochs), start=1):
         before, counted = meter.steps, len(meter.right)
         for group in islice(groups, plan.steps - before):
+            recall.keep(group)
             loss = step(group)
             meter.add(loss)
             show(epoch, loss)

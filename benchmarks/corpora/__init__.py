@@ -1,0 +1,1 @@
+"""What gradmend and its peers find in programs whose faults are known."""

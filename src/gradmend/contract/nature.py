@@ -1,0 +1,324 @@
+"""The nature of a loss function, found by its slope at outputs made up for it.
+
+Losses are written by hand as often as they are taken from torch, so names say little. But the slope of a
+loss in its output tells what it is. For those that follow from a likelihood it is a law: a fixed transform of
+the slope equals `weight * (law(output) - target)`, whatever the reduction, the class weights, the smoothing
+of the labels, or what is added to the loss (such as a penalty of the weights). So the law can be read from a
+few points, without knowing what the loss takes for the target:
+
+    softmax cross entropy      slope                           softmax(output)
+    sigmoid cross entropy      slope                           sigmoid(output)
+    squared error              slope                           output
+    Poisson, of logarithms     slope                           exp(output)
+    binary cross entropy       output (1 - output) * slope     output
+    cross entropy              output * slope                  constant
+    the same, normalized       output * slope                  output / sum(output)
+
+Absolute errors, and others with their lowest point where output and target are equal, are known by the sign
+of the slope on both sides of the target; hinges by a slope that is constant and then zero.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from gradmend.readings import LossReading
+
+Compare: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+_TOLERANCE = 1e-2
+"""Of a law, relative: the constants that are added before logarithms (1e-7 to 1e-3) change slopes by less."""
+
+_STRATA = ((-4.0, -1.2), (-1.0, 0.0), (0.0, 1.0), (1.2, 4.0))
+"""Between which raw scores are drawn: beyond both ends of a hinge, and far enough to bend a sigmoid."""
+
+_AROUND = torch.tensor((-3.0, -0.6, 0.8, 2.5), dtype=torch.float64)
+"""How many deviations from the target the loss of an amount is probed."""
+
+
+def read_loss(compare: Compare, shape: tuple[int, ...], target: Tensor) -> LossReading | None:
+    """What a loss function does with outputs of this shape and these targets.
+
+    Args:
+        compare: `(output, target) -> scalar`; it is called about a dozen times.
+        shape: of the output.
+        target: real targets, as the loss takes them.
+
+    Returns:
+        Its nature, or None where it is not sure.
+
+    Example:
+        >>> y = torch.tensor([0, 2, 1, 1])
+        >>> found = read_loss(torch.nn.functional.cross_entropy, (4, 3), y)
+        >>> found.family, found.wants, found.axis
+        ('cross entropy', 'logits', 1)
+    """
+    near = 0.1 + 0.8 * _random((4, *shape))
+    slopes = _slopes(compare, near, target)
+    if slopes is None:
+        return None
+    axes = _axes(shape, target)
+    if found := _on_probabilities(near, slopes, axes, target):
+        return replace(found, ignored=_ignored(slopes))
+    wide = torch.stack([a + (b - a) * _random(shape, i) for i, (a, b) in enumerate(_STRATA)])
+    others = _slopes(compare, wide, target)
+    if others is None:
+        return None
+    points, slopes = torch.cat([near, wide]), torch.cat([slopes, others])
+    if not slopes.any():
+        return LossReading("flat", "nothing", axis=axes[0] if axes else None)
+    found = (
+        _on_logits(points, slopes, axes)
+        or _on_values(compare, shape, target)
+        or _straight(slopes, axes, target)
+    )
+    found = found or _hinge(points, slopes) or _unmoved_by_shifts(slopes, axes)
+    return replace(found, ignored=_ignored(slopes)) if found else None
+
+
+def pairs_samples(compare: Compare, shape: tuple[int, ...], target: Tensor) -> bool | None:
+    """Whether a loss changes if the targets change places; None if there is no telling.
+
+    Example:
+        >>> loss = lambda a, b: (a - b).square().mean()
+        >>> pairs_samples(loss, (3, 1), torch.rand(3)), pairs_samples(loss, (3, 1), torch.rand(3, 1))
+        (False, True)
+    """
+    moved = target.roll(1, 0) if target.dim() else target
+    if torch.equal(moved, target) or not shape:
+        return None
+    near, aligned = _random((2, *shape)), _aligned(target, shape)
+    around = [] if aligned is None else [aligned + (2 * near - 1) * _spread(aligned)]
+    found = [_pairs(compare, points, target, moved) for points in (near, *around)]
+    return True if True in found else found[0]
+
+
+def _pairs(compare: Compare, points: Tensor, target: Tensor, moved: Tensor) -> bool | None:
+    values = [_value(compare, points[i], t) for i, t in ((0, target), (1, target), (0, moved))]
+    first, other, swapped = (math.nan if value is None else value for value in values)
+    if first == other or math.isnan(first + other + swapped):
+        return None
+    return abs(first - swapped) > 1e-5 * abs(first - other) + 1e-12 * abs(first)
+
+
+def _slopes(compare: Compare, points: Tensor, target: Tensor) -> Tensor | None:
+    """The slope of the loss at each of the points, in float64 if it takes that; None if it refuses them."""
+    for dtype in (torch.float64, torch.float32):
+        found = [_slope(compare, point.to(dtype), _as(target, dtype)) for point in points]
+        if all(slope is not None for slope in found):
+            slopes = torch.stack([slope for slope in found if slope is not None]).double()
+            return slopes if slopes.isfinite().any() else None
+    return None
+
+
+def _slope(compare: Compare, point: Tensor, target: Tensor) -> Tensor | None:
+    point = point.clone().requires_grad_()
+    with _quiet():
+        try:
+            loss = compare(point, target)
+            if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                return None
+            (slope,) = torch.autograd.grad(loss.reshape(()), point, allow_unused=True)
+        except Exception:  # a user's function may refuse made-up outputs in any way that it likes
+            return None
+    return slope.detach() if slope is not None else None
+
+
+def _value(compare: Compare, point: Tensor, target: Tensor) -> float | None:
+    for dtype in (torch.float64, torch.float32):
+        with _quiet():
+            try:
+                value = float(compare(point.to(dtype), _as(target, dtype)))
+            except Exception:
+                continue
+        return value
+    return None
+
+
+def _quiet() -> warnings.catch_warnings[None]:
+    torch.default_generator.manual_seed(0)  # a loss may draw
+    return warnings.catch_warnings(action="ignore")
+
+
+def _as(target: Tensor, dtype: torch.dtype) -> Tensor:
+    return target.to(dtype) if target.is_floating_point() else target.clone()
+
+
+def _axes(shape: tuple[int, ...], target: Tensor) -> list[int]:
+    """The axes of the output that may count classes, the likelier first."""
+    last = len(shape) - 1
+    if last < 1:
+        return []
+    if last == 1:
+        return [1]
+    first = tuple(target.shape) == (shape[0], *shape[2:]) or (
+        target.shape == shape and bool(torch.allclose(target.double().sum(1), torch.ones(()).double()))
+    )
+    return [1, last] if first else [last, 1]
+
+
+def _on_probabilities(z: Tensor, slopes: Tensor, axes: list[int], target: Tensor) -> LossReading | None:
+    """The law that fits best: with large targets, one of them comes near another."""
+    laws = [(_law(z * (1 - z) * slopes, z), LossReading("binary cross entropy", "probabilities"))]
+    laws += [(_law(z * slopes, z), LossReading("poisson", "values"))]
+    for axis in axes:
+        shares = z / z.sum(axis + 1, keepdim=True)
+        found = LossReading("cross entropy", "probabilities", axis, normalizes=True)
+        laws += [(_law(z * slopes, shares), found)] if z.shape[axis + 1] > 1 else []
+    (miss, sign), best = min(laws, key=lambda law: law[0][0])
+    steady = 0 if _steady(slopes) else _steady(z * slopes)
+    if steady and not bool((slopes == 0).any()) and bool((target == target.flatten()[0]).all()):
+        return LossReading(None, "probabilities", sign=-steady)  # both fit if all targets are 1
+    if steady:
+        return LossReading("cross entropy", "probabilities", axes[0] if axes else None, sign=-steady)
+    if miss > _TOLERANCE or (best.family == "poisson" and not _counts(z, slopes, target)):
+        return None
+    return replace(best, sign=sign)
+
+
+def _counts(z: Tensor, slopes: Tensor, target: Tensor) -> bool:
+    """Whether the slope is `1 - target / output`, up to a factor: then the loss regards targets as counts."""
+    aligned = _aligned(target, tuple(z.shape[1:]))
+    return aligned is not None and _steady(slopes / (1 - aligned / z)) == 1
+
+
+def _on_logits(z: Tensor, slopes: Tensor, axes: list[int]) -> LossReading | None:
+    for axis in [axis for axis in (*axes, 0) if z.shape[axis + 1] > 1]:
+        if sign := _follows(slopes, z.softmax(axis + 1)):
+            return LossReading("cross entropy", "logits", axis, sign=sign)
+    if sign := _follows(slopes, z.sigmoid()):
+        return LossReading("binary cross entropy", "logits", sign=sign)
+    if sign := _follows(slopes, z):
+        return LossReading("squared", "values", sign=sign)
+    if sign := _follows(slopes, z.exp()):
+        return LossReading("poisson", "logits", sign=sign)
+    return None
+
+
+def _on_values(compare: Compare, shape: tuple[int, ...], target: Tensor) -> LossReading | None:
+    """Lowest where output and target are equal: the slope has the sign of their difference."""
+    aligned = _aligned(target, shape)
+    if aligned is None:
+        return None
+    apart = _spread(aligned) * _AROUND.reshape(-1, *[1] * len(shape)) * (0.5 + _random((4, *shape)))
+    slopes = _slopes(compare, aligned + apart, target)
+    if slopes is None:
+        return None
+    sign = _sign(slopes * apart)
+    if not sign:
+        return None
+    family = "squared" if _follows(slopes, apart) else "absolute" if _steady(slopes.abs()) else None
+    return LossReading(family, "values", sign=sign)
+
+
+def _straight(slopes: Tensor, axes: list[int], target: Tensor) -> LossReading | None:
+    """Linear in the output, with the probability of the class as the factor: it takes logarithms of these."""
+    sign = _steady(slopes)
+    for axis in axes if sign else ():
+        given = _memberships(target, tuple(slopes.shape[1:]), axis)
+        if given is not None and bool(((given == 0) == (slopes[0] == 0)).all()):
+            return LossReading("cross entropy", "log probabilities", axis, sign=-sign)
+    return None
+
+
+def _memberships(target: Tensor, shape: tuple[int, ...], axis: int) -> Tensor | None:
+    """How much each class is meant, in the shape of the output, if the targets say that."""
+    if tuple(target.shape) == shape and target.is_floating_point():
+        logs = target.double().exp() if bool((target <= 0).all()) else target.double()
+        total = logs.sum(axis)
+        return logs if bool((logs >= 0).all()) and torch.allclose(total, torch.ones_like(total)) else None
+    wanted = shape[:axis] + shape[axis + 1 :]
+    whole = target.double()
+    if tuple(target.shape) != wanted or not bool((whole == whole.round()).all()):
+        return None
+    places = torch.arange(shape[axis]).reshape(-1, *[1] * (len(shape) - 1 - axis))
+    return (whole.unsqueeze(axis) == places).double()
+
+
+def _hinge(z: Tensor, slopes: Tensor) -> LossReading | None:
+    """Along each output the slope is constant, and from some point on zero."""
+    order = z.argsort(0)
+    slopes = slopes.gather(0, order)
+    on, size = slopes != 0, slopes.abs().amax(0)
+    flat = ((slopes.abs() - size).abs() <= _TOLERANCE * size) | ~on
+    rising, falling = ~on[:-1] | on[1:], on[:-1] | ~on[1:]
+    up, down = (slopes >= 0).all(0) & rising.all(0), (slopes <= 0).all(0) & falling.all(0)
+    bends = on.any(0) & ~on.all(0)
+    if not bends.any() or not (flat.all(0) & (up | down) & (bends | ~on.any(0))).all():
+        return None
+    return LossReading("hinge", "values")
+
+
+def _unmoved_by_shifts(slopes: Tensor, axes: list[int]) -> LossReading | None:
+    """Adding one number to the scores of all classes changes nothing, as if a softmax followed."""
+    for axis in [axis for axis in axes if slopes.shape[axis + 1] > 1]:
+        total, size = slopes.sum(axis + 1).abs(), slopes.abs().sum(axis + 1)
+        if bool((total <= 1e-5 * size).all()):
+            return LossReading(None, "logits", axis)
+    return None
+
+
+def _follows(slopes: Tensor, law: Tensor) -> int:
+    """1 if the slopes are a positive multiple of the law plus a constant, at each output; -1 if negative."""
+    miss, sign = _law(slopes, law)
+    return sign if miss <= _TOLERANCE else 0
+
+
+def _law(slopes: Tensor, law: Tensor) -> tuple[float, int]:
+    """How far slopes are from a multiple of the law plus a constant, at worst; and the multiple's sign."""
+    active = (slopes != 0).any(0) & slopes.isfinite().all(0)
+    apart, given = slopes - slopes.mean(0), law - law.mean(0)
+    weight = (apart * given).sum(0) / given.square().sum(0).clamp_min(1e-300)
+    size = weight.abs() * given.abs().amax(0)
+    miss = ((apart - weight * given).abs().amax(0) / size)[active]
+    sign = _sign(weight[active])
+    if not _most(active, slopes) or not sign or not miss.isfinite().all():
+        return math.inf, 0
+    return float(miss.max()), sign
+
+
+def _steady(slopes: Tensor) -> int:
+    """1 if the slopes are the same at all points, for each output, and not negative; -1 if not positive."""
+    active = (slopes != 0).any(0) & slopes.isfinite().all(0)
+    fits = slopes.amax(0) - slopes.amin(0) <= _TOLERANCE * slopes.abs().amax(0)
+    return _sign(slopes[0][active]) if _most(active, slopes) and bool(fits[active].all()) else 0
+
+
+def _most(active: Tensor, slopes: Tensor) -> bool:
+    """Whether there is something to judge by: some slopes, most of them numbers."""
+    return bool(active.any()) and bool(slopes.isfinite().double().mean() > 0.5)
+
+
+def _sign(values: Tensor) -> int:
+    return int(bool((values > 0).all())) - int(bool((values < 0).all()))
+
+
+def _aligned(target: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    """Real targets in the shape of the output, if there is one for each."""
+    if not target.is_floating_point():
+        return None
+    given = tuple(target.shape)
+    same = given == shape or (given == shape[:-1] and shape[-1] == 1) or given == (*shape, 1)
+    return target.double().reshape(shape) if same else None
+
+
+def _spread(values: Tensor) -> float:
+    return (float(values.std()) if values.numel() > 1 else 0.0) or float(values.abs().max()) or 1.0
+
+
+def _random(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Numbers from 0 to 1, always the same."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _ignored(slopes: Tensor) -> float:
+    """The share of samples that have no slope at any of the points."""
+    silent = (slopes == 0).all(0)
+    return float(silent.reshape(silent.shape[0], -1).all(1).double().mean())
