@@ -15,7 +15,7 @@ from gradmend.samples import precision, real
 _SMALL = 2**14
 """Values of a tensor that is cheaper to copy than to measure by itself."""
 
-_HEIGHT = 32
+_HEIGHT = 24
 """How many small tensors, or samples of large ones, are measured together at most."""
 
 _GRAMS = 64
