@@ -17,7 +17,7 @@ import gradmend as gm
 from deep import HE, LECUN, X, Y, batches, mlp
 from gradmend.causes import Cause
 from gradmend.diagnosis import RULES, Finding, Severity, course, look
-from helpers import ADAM, SGD, blobs, plain
+from helpers import ADAM, SGD, Table, blobs, plain
 
 CE = nn.CrossEntropyLoss()
 BATCH = blobs(128)
@@ -398,14 +398,6 @@ def test_every_cause_has_one_rule_of_its_name() -> None:
 
 def test_rules_are_silent_on_what_was_not_measured() -> None:
     """A model without any site, without an optimizer and without float inputs."""
-
-    class Table(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scores = nn.Parameter(torch.zeros(10, 3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.scores[x]
 
     tokens = torch.arange(64) % 10
     assert gm.diagnose(gm.Setup(Table(), CE), (tokens, tokens % 3)).findings == ()

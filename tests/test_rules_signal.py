@@ -21,7 +21,7 @@ from gradmend.causes import Cause
 from gradmend.diagnosis import Finding, Severity
 from gradmend.disturbance import Disturbance, Echo
 from gradmend.profile import Profile
-from helpers import ADAM, SGD, Net, blobs, plain
+from helpers import ADAM, SGD, Net, Table, blobs, plain
 
 SEEDS = range(3)
 BN = partial(nn.BatchNorm1d, 64)
@@ -314,14 +314,6 @@ def test_gradients_shatter_from_much_in_common_to_nothing(cosines: tuple[float, 
 
 def test_rules_are_silent_without_numbers() -> None:
     """A model without any site: nothing was measured."""
-
-    class Table(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scores = nn.Parameter(torch.zeros(10, 3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.scores[x]
 
     row = torch.arange(64) % 10
     seen: Profile = profile(gm.Setup(Table(), CE), (row, row % 3))

@@ -18,7 +18,7 @@ from gradmend.harmless import undisturbed, untouched
 from gradmend.profile import Profile
 from gradmend.regime import Capacity, GroupReading, OptimizerReading, Regime
 from gradmend.setup import Batch, Setup, named_parameters, split
-from gradmend.updates import changes, wants_closure
+from gradmend.updates import changes, obstacle
 
 _STEPS, _CALM_STEPS, _NOISY = 6, 3, 200.0
 """How many steps are taken with dropout and without, where its noise asks for so many rows."""
@@ -51,7 +51,7 @@ def inquire(setup: Setup, batch: Batch, profile: Profile) -> Regime | None:
         trial = setup.copy()
         with undisturbed(trial.model):
             optimizer = trial.build_optimizer()
-            if wants_closure(optimizer) or _shares(optimizer, setup.model):
+            if obstacle(optimizer, setup.model):
                 return None
             found = _inquire(trial, optimizer, batch, profile)
             if found is None:
@@ -212,12 +212,6 @@ def _group(group: Mapping[str, Any], names: Mapping[int, str]) -> GroupReading:
         vanishes=epsilon is not None and any(not torch.tensor(epsilon, dtype=d) for d in dtypes),
         decay=float(group.get("weight_decay") or 0.0),
     )
-
-
-def _shares(optimizer: Optimizer, model: nn.Module) -> bool:
-    """Whether the factory holds on to the user's own parameters, whatever it is given."""
-    own = {id(p) for p in model.parameters()}
-    return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
 
 
 Gradients = dict[int, Tensor]

@@ -90,6 +90,15 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+def rows_in(batch: Any) -> int:
+    """How many samples a batch holds, by its first tensor; 0 without any.
+
+    >>> rows_in({"x": torch.zeros(3, 2)})
+    3
+    """
+    return next((tensor.size(0) for tensor in tensors_in(batch) if tensor.dim()), 0)
+
+
 def fan_in(name: str, place: int, weight: Tensor, arguments: Sequence[Any]) -> int:
     """How many values each unit of a product or convolution sums.
 

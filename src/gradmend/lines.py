@@ -51,6 +51,16 @@ def _role(code: CodeType) -> str | None:
     return None if code.co_filename.startswith(_NOT_THE_USERS) else "user"
 
 
+def line_of_definition(function: object) -> str | None:
+    """`file:line` where the user's function, or the forward of the user's module, begins."""
+    function = getattr(function, "func", function)
+    function = type(function).forward if isinstance(function, nn.Module) else function
+    code = getattr(function, "__code__", None)
+    if code is None or _role(code) != "user":
+        return None
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
 def line_of_creation(module: nn.Module) -> str | None:
     """`file:line` that made a module, if that was remembered."""
     return _created.get(module)

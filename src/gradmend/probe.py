@@ -24,12 +24,12 @@ from gradmend.errors import BatchError
 from gradmend.gauge import Angles, Gauge, moments, norms, sure
 from gradmend.harmless import uncollected, undisturbed, untouched, untrained
 from gradmend.inside import Inside, attended, drift
-from gradmend.kinds import tensors_in
+from gradmend.kinds import rows_in
 from gradmend.ledger import Key, Ledger, Numbers
 from gradmend.profile import Profile
 from gradmend.readings import InputReading, ParameterReading, Reading
 from gradmend.recorder import Call, Recorder
-from gradmend.samples import real
+from gradmend.samples import readable, real, samples_first
 from gradmend.setup import Batch, Setup, parameters_of, trainable
 from gradmend.updates import updates
 
@@ -154,7 +154,7 @@ class _Probe:
 
     def _before(self, call: Call) -> None:
         signal = call.signal
-        if not _readable(signal):
+        if not readable(signal):
             return
         self.inside.before(call)
         if not self._opened and call.kind not in _PREPARING:
@@ -172,11 +172,11 @@ class _Probe:
 
     def _after(self, call: Call, site: Site, output: Tensor) -> None:
         self._opened = self._opened or call.kind not in _PREPARING
-        if not _readable(output):
+        if not readable(output):
             return
         active = call.activation is not None
         gauge = self._output_gauge(site.unit_dim) if active else self._signals
-        gauge.put(site.index, _samples_first(output.detach(), site.batch_dim))
+        gauge.put(site.index, samples_first(output.detach(), site.batch_dim))
         self.inside.after(call, site, output)
         weight = call.weight
         if weight is not None and not isinstance(weight, nn.Parameter):  # those are measured anyway
@@ -188,7 +188,7 @@ class _Probe:
 
     def _after_backward(self, site: Site, gauge: Gauge, gradient: Tensor) -> None:
         if self._backward:  # and not that of a loss that takes gradients itself
-            gauge.put(site.index, _samples_first(gradient, site.batch_dim))
+            gauge.put(site.index, samples_first(gradient, site.batch_dim))
 
     def _output_gauge(self, unit_dim: int) -> Gauge:
         if unit_dim not in self._outputs:
@@ -223,16 +223,6 @@ class _Probe:
 
 def _compiled(modules: Iterable[nn.Module]) -> bool:
     return any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in modules)
-
-
-def _readable(signal: Tensor) -> bool:
-    """Whether it is a batch of real numbers, and not what a transform of torch.func sees of it."""
-    inside = torch._C._functorch.is_functorch_wrapped_tensor(signal)
-    return signal.is_floating_point() and signal.dim() > 1 and not inside
-
-
-def _samples_first(x: Tensor, batch_dim: int) -> Tensor:
-    return x.movedim(batch_dim, 0) if batch_dim else x
 
 
 def _norms(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -293,7 +283,7 @@ def _assemble(optimizer: Optimizer | None, batches: Sequence[Batch], steps: Sequ
         sites=tuple(_reading(site, numbers, first.inside, parameters) for site in measured),
         parameters=tuple(parameters.values()),
         inputs=_input_reading(numbers),
-        samples=sum(_rows(batch) for batch, step in zip(batches, steps, strict=True) if step in same),
+        samples=sum(rows_in(batch) for batch, step in zip(batches, steps, strict=True) if step in same),
         compiled=first.compiled,
     )
 
@@ -327,10 +317,6 @@ def _averaged(steps: Sequence[Numbers]) -> Numbers:
             for key, found in rows.items()
         }
     return numbers
-
-
-def _rows(batch: Batch) -> int:
-    return next((tensor.size(0) for tensor in tensors_in(batch) if tensor.dim() > 0), 0)
 
 
 def _known(numbers: Sequence[float] | None) -> float | None:

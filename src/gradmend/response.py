@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from gradmend.harmless import undisturbed, untouched
 from gradmend.readings import Response
 from gradmend.setup import Batch, Setup, split
-from gradmend.updates import changes, wants_closure
+from gradmend.updates import changes, obstacle
 
 
 def respond(setup: Setup, batch: Batch, steps: int = 10) -> Response | None:
@@ -45,7 +45,7 @@ def respond(setup: Setup, batch: Batch, steps: int = 10) -> Response | None:
 def _respond(setup: Setup, trial: Setup, batch: Batch, steps: int) -> Response | None:
     with undisturbed(trial.model):
         optimizer = trial.build_optimizer()
-        if _obstacle(setup, optimizer):
+        if obstacle(optimizer, setup.model):
             return None
         before = _backward(trial, optimizer, batch)
         response = Response(before, _line(trial, optimizer, batch), ())
@@ -142,8 +142,8 @@ def look_ahead(setup: Setup, batches: Sequence[Batch]) -> Outlook | str:
 def _look_ahead(setup: Setup, trial: Setup, batches: Sequence[Batch]) -> Outlook | str:
     with undisturbed(trial.model):
         optimizer = trial.build_optimizer()
-        if obstacle := _obstacle(setup, optimizer):
-            return obstacle
+        if reason := obstacle(optimizer, setup.model):
+            return reason
         *seen, unseen = batches
         if not _shifts(split(unseen)[1]):
             return "the targets are no tensor with a row for each of several samples"
@@ -200,15 +200,6 @@ def _shifts(target: object) -> list[int]:
     """How far targets are moved along the batch: up to four different ways."""
     rows = len(target) if isinstance(target, Tensor) and target.dim() else 0
     return sorted({rows * k // 5 for k in range(1, 5)} - {0})
-
-
-def _obstacle(setup: Setup, optimizer: Optimizer) -> str | None:
-    """Why no step can be tried on a copy."""
-    if wants_closure(optimizer):
-        return "the optimizer's step wants a closure"
-    if {*map(id, _held(optimizer))} & {*map(id, setup.model.parameters())}:
-        return "the optimizer's factory holds on to the model's own parameters"
-    return None
 
 
 _FRACTIONS = tuple(4.0**k for k in range(-3, 4))

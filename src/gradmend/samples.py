@@ -28,3 +28,22 @@ def precision(x: Tensor) -> torch.dtype:
 def real(x: Tensor) -> Tensor:
     """The same values in float32 or float64, as they follow each other."""
     return x.to(precision(x)).contiguous()
+
+
+def readable(signal: Tensor) -> bool:
+    """Whether it is a batch of real numbers, and not what a transform of torch.func sees of it.
+
+    >>> readable(torch.zeros(2, 3)), readable(torch.arange(3))
+    (True, False)
+    """
+    inside = torch._C._functorch.is_functorch_wrapped_tensor(signal)
+    return signal.is_floating_point() and signal.dim() > 1 and not inside
+
+
+def samples_first(x: Tensor, batch_dim: int) -> Tensor:
+    """The tensor with the samples as its first dimension.
+
+    >>> samples_first(torch.zeros(5, 2, 3), 1).shape
+    torch.Size([2, 5, 3])
+    """
+    return x.movedim(batch_dim, 0) if batch_dim else x

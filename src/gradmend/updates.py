@@ -66,6 +66,21 @@ def wants_closure(optimizer: Optimizer) -> bool:
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
+def obstacle(optimizer: Optimizer, model: nn.Module) -> str | None:
+    """Why no step can be tried on a copy of this model; None if it can.
+
+    Args:
+        optimizer: made for the copy.
+        model: the original.
+    """
+    if wants_closure(optimizer):
+        return "the optimizer's step wants a closure"
+    own = {id(p) for p in model.parameters()}
+    if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        return "the optimizer's factory holds on to the model's own parameters"
+    return None
+
+
 def changes(
     optimizer: Optimizer,
     held: Sequence[Tensor],

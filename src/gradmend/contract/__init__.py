@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from gradmend.contract.nature import Compare, pairs_samples, read_loss
 from gradmend.errors import GradmendError
 from gradmend.harmless import undisturbed, untouched
 from gradmend.kinds import identify
+from gradmend.lines import line_of_definition
 from gradmend.readings import Contract, LearnableReading
 from gradmend.recorder import Call, Recorder
 from gradmend.setup import Batch, Setup, Step
@@ -39,8 +39,6 @@ _VALUES = 40_000
 
 _KEPT = 32
 """So many of the last sites are looked through for the one that the output comes from."""
-
-_LIBRARIES = (str(Path(torch.__file__).parent), "<")
 
 _REFUSALS = (GradmendError, RuntimeError, TypeError, ValueError, KeyError)
 """What an optimizer or a transform raises that cannot work on copies."""
@@ -181,7 +179,7 @@ def _add_sides(terms: _Terms, setup: Setup, batch: Batch, outputs: Sequence[Any]
     if output is not None and pair is not None and (setup.loss_fn is not None or setup.step is not None):
         terms.output, terms.target, terms.paired = output.detach(), pair[1], True
         terms.compare = _own(setup, batch)
-        terms.line = _line_of(setup.loss_fn)
+        terms.line = line_of_definition(setup.loss_fn)
     elif len(called.found) == 1 and _plain(called.found[0][1][0]) and _strided(called.found[0][1][1]):
         ((function, args, kwargs),) = called.found
         terms.output, terms.target = args[0].detach(), args[1].detach()
@@ -316,13 +314,3 @@ def _frozen(module: nn.Module) -> bool:
 
 def _on_cpu(value: Any) -> Any:
     return value.detach().cpu() if isinstance(value, Tensor) else value
-
-
-def _line_of(loss_fn: Any) -> str | None:
-    """Where a hand-written loss begins."""
-    function = getattr(loss_fn, "func", loss_fn)
-    function = type(function).forward if isinstance(function, nn.Module) else function
-    code = getattr(function, "__code__", None)
-    if code is None or code.co_filename.startswith(_LIBRARIES):
-        return None
-    return f"{code.co_filename}:{code.co_firstlineno}"

@@ -27,7 +27,7 @@ from gradmend.diagnosis.finding import Diagnosis, Finding, Severity
 from gradmend.diagnosis.intervention import decide
 from gradmend.diagnosis.prognosis import Prognosis, prognose
 from gradmend.inquiry import inquire
-from gradmend.kinds import tensors_in
+from gradmend.kinds import rows_in
 from gradmend.probe import measure
 from gradmend.profile import Profile
 from gradmend.response import look_ahead, respond
@@ -99,7 +99,7 @@ def _prognosis(setup: Setup, batches: Sequence[Batch], profile: Profile) -> Prog
 
 def _enough(batches: Sequence[Batch]) -> list[Batch]:
     """The first batches, of so many samples together as say enough."""
-    sizes = [next((t.size(0) for t in tensors_in(batch) if t.dim()), 1) for batch in batches]
+    sizes = [rows_in(batch) for batch in batches]
     before = [sum(sizes[:i]) for i in range(len(sizes))]
     return [batch for batch, rows in zip(batches, before, strict=True) if rows < _SAMPLES]
 

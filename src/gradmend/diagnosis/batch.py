@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from gradmend.causes import Cause
-from gradmend.diagnosis.finding import Finding, Severity
+from gradmend.diagnosis.finding import Finding, Severity, where
 from gradmend.diagnosis.stepping import too_few_steps
 from gradmend.profile import Profile
 from gradmend.readings import Reading
@@ -36,7 +36,7 @@ def batch_of_one(profile: Profile) -> Finding | None:
         32.0,
         "values per channel",
         sites=tuple(r.site.name for r in found),
-        where=tuple(dict.fromkeys(r.site.line for r in found if r.site.line)),
+        where=where(found),
     )
 
 

@@ -15,7 +15,7 @@ from statistics import NormalDist, fmean, median
 
 from gradmend.causes import Cause
 from gradmend.console import number
-from gradmend.diagnosis.finding import Finding, Severity
+from gradmend.diagnosis.finding import Finding, Severity, where
 from gradmend.diagnosis.wiring import non_finite
 from gradmend.profile import Profile
 from gradmend.training import History
@@ -240,7 +240,7 @@ def dying_units(before: Profile, after: Profile) -> Finding | None:
         worst.dead - more,
         "share of silent units",
         sites=tuple(reading.site.name for reading, _ in died),
-        where=tuple(dict.fromkeys(r.site.line for r, _ in died if r.site.line)),
+        where=where([r for r, _ in died]),
     )
 
 

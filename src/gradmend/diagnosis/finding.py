@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ from gradmend.causes import Cause
 from gradmend.console import Printable, lines, number, plain_data
 from gradmend.diagnosis.prognosis import Prognosis
 from gradmend.profile import Profile, depth_picture
+from gradmend.readings import Reading
 
 
 class Severity(IntEnum):
@@ -127,6 +129,11 @@ class Diagnosis(Printable):
             "prognosis": None if self.prognosis is None else self.prognosis.to_dict(),
             "profile": self.profile.to_dict(),
         }
+
+
+def where(readings: Iterable[Reading]) -> tuple[str, ...]:
+    """The lines of the user's code that made these sites, each once."""
+    return tuple(dict.fromkeys(r.site.line for r in readings if r.site.line))
 
 
 def _short(line: str) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +12,7 @@ from gradmend import stats
 from gradmend.anatomy import Site
 from gradmend.harmless import undisturbed, untouched
 from gradmend.recorder import Call, Recorder
-from gradmend.samples import real
+from gradmend.samples import readable, real, samples_first
 from gradmend.setup import Batch, Setup
 
 
@@ -73,7 +72,7 @@ class _Eyes:
 
     def before(self, call: Call) -> None:
         self.change.before(call, self.count)
-        if call.activation is not None and _readable(call.signal):
+        if call.activation is not None and readable(call.signal):
             rows = stats.some_samples(real(call.signal.detach()).flatten(1))
             self.flat[self.count] = stats.flat_fraction(rows, stats.steep_interval(call.activation))
         self.count += 1
@@ -81,7 +80,7 @@ class _Eyes:
     def after(self, call: Call, site: Site, output: Tensor) -> Tensor | None:
         changed = self.change.after(call, site, output)
         output = output if changed is None else changed
-        if _readable(output):
+        if readable(output):
             trace = _trace(call, site, output.detach())
             trace.flat = self.flat.get(site.index)
             self.traces.append(trace)
@@ -93,7 +92,7 @@ class _Eyes:
         if not self.listening:  # a loss that takes gradients itself
             return
         slope = slope.detach()
-        slope = slope.movedim(trace.site.batch_dim, 0) if trace.site.batch_dim else slope
+        slope = samples_first(slope, trace.site.batch_dim)
         trace.slopes = stats.some_samples(real(slope).flatten(1)).clone()
 
 
@@ -113,7 +112,8 @@ def rerun(setup: Setup, batch: Batch, change: Change) -> dict[int, Trace] | None
         ['linear', 'activation', 'linear']
     """
     eyes = _Eyes(change)
-    with undisturbed(setup.model), _seeded():
+    with undisturbed(setup.model):
+        torch.manual_seed(0)
         given = change.batch(untouched(batch))
         recorder = Recorder(setup.model, eyes.before, eyes.after)
         try:
@@ -127,18 +127,8 @@ def rerun(setup: Setup, batch: Batch, change: Change) -> dict[int, Trace] | None
     return {trace.site.index: trace for trace in eyes.traces}
 
 
-@contextmanager
-def _seeded() -> Iterator[None]:
-    torch.manual_seed(0)
-    yield
-
-
-def _readable(signal: Tensor) -> bool:
-    return signal.is_floating_point() and signal.dim() > 1
-
-
 def _trace(call: Call, site: Site, output: Tensor) -> Trace:
-    values = real(output.movedim(site.batch_dim, 0) if site.batch_dim else output)
+    values = real(samples_first(output, site.batch_dim))
     trace = Trace(site)
     if call.activation is None:
         trace.rows = stats.some_samples(values.flatten(1)).clone()

@@ -23,7 +23,7 @@ import torch
 from gradmend import theory
 from gradmend.anatomy import INPUT, Activation
 from gradmend.causes import Cause
-from gradmend.diagnosis.finding import Finding, Severity
+from gradmend.diagnosis.finding import Finding, Severity, where
 from gradmend.disturbance import Echo
 from gradmend.profile import Profile
 from gradmend.readings import Reading
@@ -328,8 +328,7 @@ def finding(
 ) -> Finding:
     """A finding at these sites and at the lines of the user's code that made them."""
     sites = tuple(r.site.name for r in readings)
-    where = tuple(dict.fromkeys(r.site.line for r in readings if r.site.line))
-    return Finding(cause, severity, sentence, measured, expected, unit, sites, where)
+    return Finding(cause, severity, sentence, measured, expected, unit, sites, where(readings))
 
 
 RULES = (

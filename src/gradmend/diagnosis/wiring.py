@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 from gradmend.causes import Cause
 from gradmend.console import lines
-from gradmend.diagnosis.finding import Finding, Severity
+from gradmend.diagnosis.finding import Finding, Severity, where
 from gradmend.profile import Profile
-from gradmend.readings import ParameterReading, Reading
+from gradmend.readings import ParameterReading
 
 _UPHILL = 0.3
 """Cosine between step and gradient: momentum and noise reach less, a wrong sign 1 (about 1/2 with Adam)."""
@@ -37,7 +36,7 @@ def non_finite(profile: Profile) -> Finding | None:
         Severity.ERROR if fatal else Severity.WARNING,
         f"The first {way} that is not a finite number comes from {place}.",
         sites=(culprit.site.name,) if culprit else (),
-        where=_where([culprit] if culprit else []),
+        where=where([culprit] if culprit else []),
     )
 
 
@@ -132,10 +131,6 @@ def _only_rises(profile: Profile) -> bool:
         return True
     slack = 1e-3 * abs(response.before)
     return all(not loss < response.before - slack for fraction, loss in response.line if fraction <= 1)
-
-
-def _where(readings: Iterable[Reading]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(r.site.line for r in readings if r.site.line))
 
 
 RULES = (
