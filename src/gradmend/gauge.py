@@ -1,4 +1,4 @@
-"""Gauge: measures tensors as they come by, small ones together and large ones by a few samples each."""
+"""Gauge: measures tensors as they come by, several of one shape together."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from gradmend.samples import precision, real
 _SMALL = 2**14
 """Values of a tensor that is cheaper to copy than to measure by itself."""
 
-_HEIGHT = 24
-"""How many small tensors, or samples of large ones, are measured together at most."""
+_ROOM, _ROOM_OF_SAMPLES = 2**17, 2**15
+"""Values of small tensors, and of samples of large ones, that wait together at most."""
+
+_HEIGHT = 32
+"""How many tensors are measured together at most."""
 
 _GRAMS = 64
 """How many Gram matrices, of 2 kB each, are looked at together."""
+
+Rows: TypeAlias = Tensor | Sequence[Sequence[float]]
+"""Numbers, a row for each place; those that are known already are no tensor."""
 
 Look: TypeAlias = Callable[[Tensor, Sequence[Key]], None]
 
@@ -28,29 +34,64 @@ class Pile:
     """Copies of tensors of one shape, from several places.
 
     Args:
-        like: such a tensor.
-        height: of how many.
-        look: takes them, [places, *shape], and the places' keys.
+        look: takes them, [places, *shape], in float32 or float64, and the places' keys.
+        room: for how many values.
     """
 
-    def __init__(self, like: Tensor, height: int, look: Look) -> None:
+    def __init__(self, look: Look, room: int = _ROOM) -> None:
         self._look = look
+        self._room = room
         self._keys: list[Key] = []
-        self._space = like.new_empty((height, *like.shape), dtype=precision(like))
-        self._slots = self._space.unbind(0)
+        self._slots: Sequence[Tensor] = ()
 
     def add(self, key: Key, x: Tensor) -> None:
-        """Keep a copy, until there is no room for another."""
-        self._slots[len(self._keys)].copy_(x)
+        """Keep a copy; if there is no room, those that wait are looked at before."""
+        place = len(self._keys)
+        if place == len(self._slots):
+            self._make_room(x)
+            place = 0
+        self._slots[place].copy_(x)
         self._keys.append(key)
-        if len(self._keys) == len(self._slots):
-            self.reduce()
 
     def reduce(self) -> None:
         """Hand over what waits."""
         if self._keys:
             self._look(self._space[: len(self._keys)], tuple(self._keys))
             self._keys.clear()
+
+    def _make_room(self, like: Tensor) -> None:
+        if self._slots:
+            self.reduce()
+            return
+        height = max(1, min(_HEIGHT, self._room // max(1, like.numel())))
+        self._space = like.new_empty((height, *like.shape), dtype=precision(like))
+        self._slots = self._space.unbind(0)
+
+
+class Single:
+    """Measures the size of large tensors one by one, and piles up a few samples of each.
+
+    Args:
+        size: takes whole tensors [1, B, ...] and their keys.
+        look: takes samples of them [places, b, n] and the keys.
+    """
+
+    def __init__(self, size: Look | None, look: Look | None) -> None:
+        self._size = size
+        self._rows = None if look is None else Pile(look, _ROOM_OF_SAMPLES)
+
+    def add(self, key: Key, x: Tensor) -> None:
+        """Take a tensor, which may change afterwards."""
+        x = real(x)
+        if self._size is not None:
+            self._size(x[None], (key,))
+        if self._rows is not None:
+            self._rows.add(key, stats.some_samples(x.flatten(1)))
+
+    def reduce(self) -> None:
+        """Hand over the samples that wait."""
+        if self._rows is not None:
+            self._rows.reduce()
 
 
 class Gauge:
@@ -64,29 +105,21 @@ class Gauge:
     def __init__(self, size: Look | None, look: Look | None) -> None:
         self._size = size
         self._look = look
-        self._piles: dict[object, Pile] = {}
+        self._places: dict[object, Pile | Single] = {}
 
-    def put(self, key: Key, x: Tensor) -> None:
-        """Take a tensor, which may change afterwards."""
-        small = x.numel() <= _SMALL
-        reduce: Look = self._both
-        if not small:
-            x = real(x)
-            if self._size is not None:
-                self._size(x[None], (key,))
-            if self._look is None:
-                return
-            x, reduce = stats.some_samples(x.flatten(1)), self._look
-        kind = (x.shape, x.dtype, x.device, small)
-        if kind not in self._piles:
-            self._piles[kind] = Pile(x, _HEIGHT if small else _HEIGHT // 4, reduce)
-        self._piles[kind].add(key, x)
+    def place(self, like: Tensor) -> Pile | Single:
+        """Where to add tensors of this shape, precision and device."""
+        kind = (like.shape, like.dtype, like.device)
+        if kind not in self._places:
+            small = like.numel() <= _SMALL
+            self._places[kind] = Pile(self._both) if small else Single(self._size, self._look)
+        return self._places[kind]
 
     def finish(self) -> None:
         """Measure what waits, and let go of its space."""
-        for pile in self._piles.values():
-            pile.reduce()
-        self._piles.clear()
+        for place in self._places.values():
+            place.reduce()
+        self._places.clear()
 
     def _both(self, x: Tensor, keys: Sequence[Key]) -> None:
         if self._size is not None:
@@ -122,29 +155,35 @@ class Angles:
             self._grams.clear()
 
 
-def moments(x: Tensor) -> Tensor:
-    """Sum and norm of each of several tensors [places, B, n], in float64 where float32 cannot hold squares.
+def moments(x: Tensor) -> Rows:
+    """Sum and norm of each of several tensors [places, B, ...], in float64 where float32 cannot hold squares.
 
-    >>> moments(torch.tensor([[[3.0, 4.0]]])).tolist()
-    [[7.0, 5.0]]
+    >>> moments(torch.tensor([[[3.0, 4.0]]]))
+    [(7.0, 5.0)]
     """
     found = norms(x)
-    return torch.stack([x.sum((1, 2), dtype=found.dtype), found], dim=1)
+    if isinstance(found, Tensor):
+        return torch.stack([x.flatten(1).sum(1, dtype=found.dtype), found[:, 0]], dim=1)
+    sums = [x.sum().item()] if len(x) == 1 else x.flatten(1).sum(1).tolist()
+    return [(total, norm) for total, (norm,) in zip(sums, found, strict=True)]
 
 
-def norms(x: Tensor) -> Tensor:
-    """The norm of each of several tensors [places, B, n], in float64 where float32 cannot hold the squares.
+def norms(x: Tensor) -> Rows:
+    """The norm of each of several tensors [places, B, ...], in float64 where float32 cannot hold the squares.
 
     >>> norms(torch.tensor([[[3.0, 4.0]], [[0.0, 1e-30]]])).tolist()
-    [5.0, 1.0000000031710769e-30]
+    [[5.0], [1.0000000031710769e-30]]
     """
     found: Tensor
     if x.device.type == "cpu":  # where numbers can be looked at without waiting for the device
-        found = torch.linalg.vector_norm(torch.linalg.vector_norm(x, dim=2), dim=1)  # by rows: twice as fast
-        if all(map(sure, found.tolist())):
-            return found
-    found = torch.linalg.vector_norm(x, dim=(1, 2), dtype=torch.float64)
-    return found
+        if len(x) == 1:
+            known = [torch.linalg.vector_norm(x).item()]
+        else:  # by rows: twice as fast
+            known = torch.linalg.vector_norm(torch.linalg.vector_norm(x.flatten(2), dim=2), dim=1).tolist()
+        if all(map(sure, known)):
+            return [(norm,) for norm in known]
+    found = torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64)
+    return found[:, None]
 
 
 def sure(norm: float) -> bool:

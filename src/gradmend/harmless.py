@@ -109,9 +109,10 @@ def _kept(modules: Sequence[nn.Module]) -> Iterator[None]:
             space, buffers = vars(module), module._buffers
             held += (space, buffers, module._parameters, module._modules, module._non_persistent_buffers_set)
             own += [(space, key, space[key]) for key in space.keys() - _STANDARD]
-            own += [(buffers, key, value) for key, value in buffers.items()]
+            if buffers:
+                own += [(buffers, key, value) for key, value in buffers.items()]
     held += [value for _, _, value in own if type(value) in (list, dict, set)]
-    before = [(part, part.copy()) for part in held]
+    before = [part.copy() for part in held]
     copies: dict[int, Tensor] = {}
     for space, key, value in own:
         if isinstance(value, Tensor) and not value.requires_grad and not isinstance(value, nn.Parameter):
@@ -119,9 +120,10 @@ def _kept(modules: Sequence[nn.Module]) -> Iterator[None]:
     try:
         yield
     finally:
-        for part, content in before:
-            part.clear()
-            part.extend(content) if isinstance(part, list) else part.update(content)
+        for part, content in zip(held, before, strict=True):
+            if part or content:
+                part.clear()
+                part.extend(content) if isinstance(part, list) else part.update(content)
 
 
 _STANDARD = frozenset(vars(nn.Module()))

@@ -7,7 +7,6 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from types import CodeType, FrameType
 
@@ -41,9 +40,24 @@ def remember_lines() -> Iterator[None]:
         nn.Module.__init__ = original  # type: ignore[method-assign]
 
 
-@lru_cache(maxsize=1024)
+_roles: dict[int, tuple[str | None, CodeType]] = {}
+"""By the `id` of the code, which is kept alive beside it: hashing code takes longer than all else here."""
+
+
 def _role(code: CodeType) -> str | None:
     """Whether a function is the user's, or one of those that matter here."""
+    known = _roles.get(id(code))
+    if known is None:
+        if len(_roles) >= _MOST:
+            _roles.clear()
+        known = _roles[id(code)] = _judge(code), code
+    return known[0]
+
+
+_MOST = 4096
+
+
+def _judge(code: CodeType) -> str | None:
     if code is nn.Module._call_impl.__code__:
         return "module"
     if code.co_filename == _CALLER:

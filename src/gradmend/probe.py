@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import cycle
 
 import torch
@@ -21,7 +21,7 @@ from gradmend import stats
 from gradmend.anatomy import Anatomy, Site
 from gradmend.data import as_batches, check_batch
 from gradmend.errors import BatchError
-from gradmend.gauge import Angles, Gauge, moments, norms, sure
+from gradmend.gauge import Angles, Gauge, Pile, Rows, Single, moments, norms, sure
 from gradmend.harmless import uncollected, undisturbed, untouched, untrained
 from gradmend.inside import Inside, attended, drift
 from gradmend.kinds import rows_in
@@ -58,6 +58,7 @@ def measure(setup: Setup, batches: Batch | Iterable[Batch]) -> Profile:
     for batch in given:
         check_batch(batch, paired=setup.step is None)
     trainable(setup.model)
+    _keep_heap()
     with uncollected():
         return _measured(setup, given)
 
@@ -67,6 +68,15 @@ def _measured(setup: Setup, batches: Sequence[Batch]) -> Profile:
         optimizer = setup.build_optimizer() if setup.optimizer is not None else None
         steps = [_step(setup, batch, optimizer if i == 0 else None) for i, batch in enumerate(batches)]
     return _assemble(optimizer, batches, steps)
+
+
+@cache
+def _keep_heap() -> None:
+    """Have the C library keep what a step frees for the next one, as it does once 32 MB were freed.
+
+    Else glibc gives it back and asks for it again, and the page faults cost more than all statistics.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 _PREPARING = frozenset(("scale", "dropout", "pool"))
@@ -121,11 +131,13 @@ class _Probe:
     def __init__(self, ledger: Ledger, model: nn.Module) -> None:
         self._ledger = ledger
         self._angles = {group: Angles(partial(self._note, group)) for group in ("signal", "slopes")}
-        self._signals = Gauge(self._size, self._angles["signal"].put)
+        self._signals = Gauge(self._size, self._look_at_signals)
         self._inputs: dict[tuple[float, float], Gauge] = {}
         self._outputs: dict[int, Gauge] = {}
         self._slopes = Gauge(self._size_slopes, self._look_at_slopes)
-        self._output_slopes = Gauge(self._size_slopes, None)
+        self._active: set[Key] = set()
+        self._last: Tensor | None = None
+        self._read: dict[Key, tuple[Key, tuple[float, float]]] = {}
         self._opened = self._backward = False
         self._recorder = Recorder(model, self._before, self._after)
         self.modules = self._recorder.modules
@@ -136,6 +148,7 @@ class _Probe:
         batch = untouched(batch)
         with self._recorder.watching(batch), untrained(setup.model):
             loss = setup.loss(batch)
+        self._last = None
         for gauge in (self._signals, *self._inputs.values(), *self._outputs.values()):
             gauge.finish()
         self._angles["signal"].finish()
@@ -147,8 +160,7 @@ class _Probe:
         self._backward = True
         gradients, others = _gradients(parameters, self.inside.watched, loss)
         self.inside.after_backward(others)
-        for gauge in (self._slopes, self._output_slopes):
-            gauge.finish()
+        self._slopes.finish()
         self._angles["slopes"].finish()
         return gradients
 
@@ -165,48 +177,72 @@ class _Probe:
                 rows = stats.some_samples(x.flatten(1))
                 self._ledger.add("entry", ["directions"], stats.directions(stats.gram(rows))[None])
         if call.activation is not None:
-            steep = stats.steep_interval(call.activation)
-            if steep not in self._inputs:
-                self._inputs[steep] = Gauge(None, partial(self._look_at_inputs, steep))
-            self._inputs[steep].put(len(self._recorder.sites), signal.detach())
+            self._before_activation(signal, stats.steep_interval(call.activation))
+
+    def _before_activation(self, signal: Tensor, steep: tuple[float, float]) -> None:
+        """Its input has just been piled up, if it is the output of the site before."""
+        here = len(self._recorder.sites)
+        if signal is self._last:
+            self._read[here - 1] = here, steep
+            return
+        if steep not in self._inputs:
+            self._inputs[steep] = Gauge(None, partial(self._look_at_inputs, steep))
+        self._inputs[steep].place(signal).add(here, signal.detach())
 
     def _after(self, call: Call, site: Site, output: Tensor) -> None:
         self._opened = self._opened or call.kind not in _PREPARING
+        self._last = None
         if not readable(output):
             return
-        active = call.activation is not None
-        gauge = self._output_gauge(site.unit_dim) if active else self._signals
-        gauge.put(site.index, samples_first(output.detach(), site.batch_dim))
+        x = samples_first(output.detach(), site.batch_dim)
+        if call.activation is None:
+            self._signals.place(x).add(site.index, x)
+            self._last = output
+        else:
+            self._output_gauge(site.unit_dim).place(x).add(site.index, x)
+            self._active.add(site.index)
         self.inside.after(call, site, output)
         weight = call.weight
         if weight is not None and not isinstance(weight, nn.Parameter):  # those are measured anyway
             square = stats.norm(weight.detach()).square() / weight.numel()
             self._ledger.add("weight", [site.index], square[None, None])
         if output.requires_grad:
-            hook = partial(self._after_backward, site, self._output_slopes if active else self._slopes)
-            output.register_hook(hook)  # type: ignore[no-untyped-call]
+            self._watch(output, site, self._slopes.place(x))
 
-    def _after_backward(self, site: Site, gauge: Gauge, gradient: Tensor) -> None:
-        if self._backward:  # and not that of a loss that takes gradients itself
-            gauge.put(site.index, samples_first(gradient, site.batch_dim))
+    def _watch(self, output: Tensor, site: Site, place: Pile | Single) -> None:
+        def take(gradient: Tensor) -> None:
+            if self._backward:  # and not that of a loss that takes gradients itself
+                place.add(site.index, samples_first(gradient, site.batch_dim))
+
+        output.register_hook(take)  # type: ignore[no-untyped-call]
 
     def _output_gauge(self, unit_dim: int) -> Gauge:
         if unit_dim not in self._outputs:
             self._outputs[unit_dim] = Gauge(partial(self._size_outputs, unit_dim), self._look_at_outputs)
         return self._outputs[unit_dim]
 
-    def _note(self, group: str, values: Tensor, keys: Sequence[Key]) -> None:
+    def _note(self, group: str, values: Rows, keys: Sequence[Key]) -> None:
         self._ledger.add(group, keys, values)
 
     def _size(self, x: Tensor, keys: Sequence[Key]) -> None:
-        self._note("moments", moments(x.flatten(2)), keys)
+        self._note("moments", moments(x), keys)
 
     def _size_outputs(self, unit_dim: int, x: Tensor, keys: Sequence[Key]) -> None:
         self._size(x, keys)
         self._note("silent", stats.silent_units(x, unit_dim), keys)
 
     def _size_slopes(self, x: Tensor, keys: Sequence[Key]) -> None:
-        self._note("gradient", norms(x.flatten(2))[:, None], keys)
+        self._note("gradient", norms(x), keys)
+
+    def _look_at_signals(self, rows: Tensor, keys: Sequence[Key]) -> None:
+        self._angles["signal"].put(rows, keys)
+        readers = defaultdict(list)
+        for key in keys:
+            if key in self._read:
+                readers[self._read[key][1]].append(key)
+        for steep, found in readers.items():
+            some = _of(found, rows, keys)
+            self._look_at_inputs(steep, some, [self._read[key][0] for key in found])
 
     def _look_at_inputs(self, steep: tuple[float, float], rows: Tensor, keys: Sequence[Key]) -> None:
         """How flat activations are where their input lies."""
@@ -217,8 +253,16 @@ class _Probe:
         self._note("active", stats.nonzero_share(rows)[:, None], keys)
 
     def _look_at_slopes(self, rows: Tensor, keys: Sequence[Key]) -> None:
-        self._angles["slopes"].put(rows, keys)
-        self._note("nonzero", stats.nonzero_share(rows)[:, None], keys)
+        """Gradients at the outputs of activations: of these only the size."""
+        if passive := [key for key in keys if key not in self._active]:
+            rows = _of(passive, rows, keys)
+            self._angles["slopes"].put(rows, passive)
+            self._note("nonzero", stats.nonzero_share(rows)[:, None], passive)
+
+
+def _of(some: Sequence[Key], rows: Tensor, keys: Sequence[Key]) -> Tensor:
+    """The samples of some of the places."""
+    return rows if len(some) == len(keys) else rows[[keys.index(key) for key in some]]
 
 
 def _compiled(modules: Iterable[nn.Module]) -> bool:
@@ -227,9 +271,10 @@ def _compiled(modules: Iterable[nn.Module]) -> bool:
 
 def _norms(tensors: Mapping[str, Tensor]) -> Tensor:
     exact = [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in tensors.values()]
-    found = torch.stack(torch._foreach_norm(exact, 2))
-    if not all(map(sure, found.tolist())):
-        found = torch.stack(torch._foreach_norm(exact, 2, dtype=torch.float64))
+    found = torch.stack(torch._foreach_norm(exact, 2)).double()
+    again = [i for i, norm in enumerate(found.tolist()) if not sure(norm)]
+    if again and torch.cat([exact[i].flatten() for i in again]).any():  # and not just biases of zero
+        found[again] = torch.stack(torch._foreach_norm([exact[i] for i in again], 2, dtype=torch.float64))
     return found[:, None]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -83,7 +82,8 @@ class Recorder(TorchFunctionMode):
         self._paths = {id(module): path for path, module in self.modules.items()}
         self._names = {id(p): name for name, p in parameters_of(self.modules.items())}
         self._layers: dict[str, tuple[bool, str | None]] = {}
-        self._seen: Counter[str] = Counter()
+        self._seen: dict[str, int] = {}
+        self._turned = False
         self._origins: dict[int, tuple[weakref.ref[Tensor], _Sites, _Sites]] = {}
 
     @contextmanager
@@ -241,7 +241,7 @@ class Recorder(TorchFunctionMode):
     ) -> Site:
         running, called = module_and_line(self._paths, self._boundary)
         path = running or ""
-        layer, made = self._layer(path)
+        layer, made = self._layers.get(path) or self._layer(path)
         shape = tuple(output.shape)
         return Site(
             index=len(self.sites),
@@ -256,28 +256,27 @@ class Recorder(TorchFunctionMode):
             unit_dim=self._unit_dim(call, shape, inputs),
             fan_in=call.fan_in,
             activation=call.activation,
-            parameters=tuple(self._names[id(t)] for t in given if id(t) in self._names),
+            parameters=tuple([self._names[id(t)] for t in given if id(t) in self._names]),
             settings=call.settings or {},
-            batch_dim=self._batch_dim(call, shape, inputs),
+            batch_dim=self._batch_dim(call, shape, inputs) if len(shape) > 1 else 0,
         )
 
     def _layer(self, path: str) -> tuple[bool, str | None]:
         """Whether a module is one of torch's own layers, and if so where the user made it."""
-        if path not in self._layers:
-            module = self.modules[path]
-            own = _is_layer(module)
-            self._layers[path] = own and path != "", line_of_creation(module) if own else None
+        module = self.modules[path]
+        own = _is_layer(module)
+        self._layers[path] = own and path != "", line_of_creation(module) if own else None
         return self._layers[path]
 
     def _name(self, name: str) -> str:
-        self._seen[name] += 1
-        return name if self._seen[name] == 1 else f"{name}#{self._seen[name]}"
+        self._seen[name] = count = self._seen.get(name, 0) + 1
+        return name if count == 1 else f"{name}#{count}"
 
     def _unit_dim(self, call: Call, shape: tuple[int, ...], inputs: _Sites) -> int:
         last = len(shape) - 1
         if call.kind == "convolution" or call.name in ("batch_norm", "group_norm", "instance_norm"):
             return min(1, last)
-        if call.kind in ("linear", "embedding") or last <= 1:
+        if last <= 1 or call.kind in ("linear", "embedding"):
             return last
         for site in (self.sites[i] for i in sorted(inputs) if i != INPUT):
             if len(site.shape) == len(shape) and site.units == shape[site.unit_dim]:  # also past pooling
@@ -286,7 +285,10 @@ class Recorder(TorchFunctionMode):
 
     def _batch_dim(self, call: Call, shape: tuple[int, ...], inputs: _Sites) -> int:
         if len(shape) == 3 and steps_first(call.name, call.args):
+            self._turned = True
             return 1
+        if not self._turned:
+            return 0
         before = (self.sites[i] for i in inputs if i != INPUT)
         return int(any(s.batch_dim == 1 and s.shape[:2] == shape[:2] for s in before))
 
