@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -184,3 +185,20 @@ class Table(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scores[x]
+
+
+def warm(setup: Setup, batch: Any, steps: int = 2) -> None:
+    """Steps that give a live optimizer some state, and leave `.grad` filled."""
+    optimizer = setup.build_optimizer()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        setup.loss(batch).backward()
+        optimizer.step()
+
+
+def assert_parameter(reading: Any, gradient: Tensor | None) -> None:
+    if gradient is None:
+        assert reading.gradient is None
+    else:
+        size = gradient.double().square().mean().sqrt().item()
+        assert reading.gradient == pytest.approx(size, rel=1e-4, abs=1e-9)

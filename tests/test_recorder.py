@@ -441,12 +441,3 @@ def test_recorders_nest() -> None:
     with outer.watching((x,)):
         inner = anatomy(model, x)
     assert names(outer.sites) == names(list(inner.sites)) == ["0", "1", "2"]
-
-
-def test_no_tensor_is_kept() -> None:
-    model, (x, _) = plain(1, nn.Tanh), blobs()
-    watching = Recorder(model)
-    with watching.watching((x,)):
-        model(x)
-    assert not [v for v in vars(watching).values() if isinstance(v, Tensor)]
-    assert not watching._origins
