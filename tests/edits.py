@@ -45,6 +45,7 @@ EDITS: dict[str, Change] = {
     "replace by a chain": lambda model: surgery.replace(
         model, "block.1", nn.Sequential(nn.ReLU(), nn.LayerNorm(4))
     ),
+    "replace and keep": lambda model: surgery.replace(model, "net.3", nn.LayerNorm(4), keep=True),
     "before": lambda model: surgery.insert_before(model, "head.out", nn.LayerNorm(4)),
     "before, two arguments": lambda model: surgery.insert_before(model, "mix", nn.Softsign()),
     "before shared": lambda model: surgery.insert_before(model, "act", nn.BatchNorm1d(4)),
@@ -52,6 +53,9 @@ EDITS: dict[str, Change] = {
     "after shared": lambda model: surgery.insert_after(model, "block", nn.BatchNorm1d(4)),
     "residual": lambda model: surgery.wrap_residual(model, ["net.2"], 0.5),
     "learned residual": lambda model: surgery.wrap_residual(model, ["net.0"], 0.25, learned=True),
+    "projected residual": lambda model: surgery.wrap_residual(
+        model, ["head.out"], 0.5, skip=nn.Linear(4, 2, bias=False)
+    ),
     "residual over siblings": lambda model: surgery.wrap_residual(model, ["net.1", "net.2"], 0.5, True),
     "residual over all": lambda model: surgery.wrap_residual(model, ["block.0", "block.1"]),
 }

@@ -200,9 +200,28 @@ def test_swap_replaces_past_normalization_and_in_residual_sums() -> None:
     assert kinds(treated(SwapActivation("GELU"), model)).count("GELU") == 2
 
 
-def test_swap_has_nothing_to_do_where_activations_are_functions() -> None:
-    with pytest.warns(NoEffectWarning):
-        treated(SwapActivation("ReLU"), Functional())
+def test_swap_rewrites_activations_that_are_functions() -> None:
+    model = treated(SwapActivation("GELU"), Functional())
+    assert kinds(model).count("GELU") == 4
+    assert isinstance(model, Functional)
+
+
+class Branching(nn.Module):
+    """Its forward looks at values, so that it cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.inner(x))
+        return self.out(h if h.sum() > 0 else -h)
+
+
+def test_swap_names_the_line_of_what_it_cannot_reach() -> None:
+    with pytest.warns(NoEffectWarning, match=r"test_remedy_structure.py:\d+: torch.fx cannot trace"):
+        made = SwapActivation("ReLU").apply(Setup(Branching(), CE, SGD), blobs())
+    assert __file__ in made.by_hand[0]
 
 
 @pytest.mark.parametrize("wrong", ["relu", "Sigmoid"])

@@ -1,6 +1,7 @@
 """Input, output, gradient, optimizer: what each remedy says of itself, measured."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,15 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, Dataset
 
 from gradmend.causes import Cause
 from gradmend.diagnosis import diagnose
-from gradmend.errors import NoEffectWarning
+from gradmend.errors import NoEffectWarning, SetupError
 from gradmend.remedies import (
+    Accumulate,
     AddMissingParameters,
+    BatchSize,
+    ClipAdaptive,
     ClipNorm,
     ClipValue,
     DropSquashing,
+    Epsilon,
     LearningRate,
     Remedy,
     StandardizeInput,
@@ -24,9 +30,12 @@ from gradmend.remedies import (
     UseSchedule,
     WeightDecay,
 )
-from gradmend.setup import Batch, Setup
+from gradmend.setup import Batch, Budget, Setup
+from gradmend.training import run_trial, train
+from gradmend.training.feed import recut
 from gradmend.training.loop import Stepper
 from helpers import SGD, blobs, plain, setups
+from promises import applied
 
 CE = nn.CrossEntropyLoss()
 
@@ -52,11 +61,12 @@ class OneForAll(nn.Module):
 @pytest.mark.parametrize(
     ("remedy", "clip"),
     [
+        (ClipAdaptive(0.02), lambda ps: unit_wise(ps, 0.02)),
         (ClipNorm(0.01), lambda ps: nn.utils.clip_grad_norm_(ps, 0.01)),
         (ClipValue(0.001), lambda ps: nn.utils.clip_grad_value_(ps, 0.001)),
     ],
 )
-def test_clipping_is_torchs(remedy: Remedy, clip: Callable[[Any], object]) -> None:
+def test_clipping_is_that_of_the_book(remedy: Remedy, clip: Callable[[Any], object]) -> None:
     setup = Setup(plain(2, nn.ReLU), CE, partial(torch.optim.SGD, lr=1.0))
     made, own = remedy.apply(setup, blobs()).setup, setup.copy()
     Stepper(made)([blobs()])
@@ -66,9 +76,78 @@ def test_clipping_is_torchs(remedy: Remedy, clip: Callable[[Any], object]) -> No
         torch.testing.assert_close(q, p - p.grad)
 
 
+def unit_wise(parameters: list[Tensor], share: float) -> None:
+    """Adaptive clipping, a unit at a time, as the paper has it."""
+    for p in parameters:
+        units = [(p.detach(), p.grad)] if p.dim() == 1 else zip(p.detach(), p.grad, strict=True)
+        for weight, slope in units:
+            most = share * max(float(weight.norm()), 1e-3)
+            if float(slope.norm()) > most:
+                slope.mul_(most / float(slope.norm()))
+
+
+def test_accumulated_batches_make_the_step_of_a_large_one() -> None:
+    x, y = blobs(96)
+    made = applied(Accumulate(3), Setup(plain(2, nn.ReLU), CE, SGD), (x, y)).setup
+    whole = Setup(plain(2, nn.ReLU), CE, SGD)
+    whole.model.load_state_dict(made.model.state_dict())
+    train(made, [(x[i : i + 32], y[i : i + 32]) for i in (0, 32, 64)], steps=1, device="cpu")
+    train(whole, [(x, y)], steps=1, device="cpu")
+    for p, q in zip(made.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("form", [list, lambda batches: DataLoader(Rows(batches), batch_size=None)])
+@pytest.mark.parametrize("rows", [8, 20, 64])
+def test_batches_are_joined_and_cut(rows: int, form: Any) -> None:
+    x, y = blobs(96)
+    seen: list[int] = []
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        seen.append(len(target))
+        assert torch.equal(target, y[sum(seen[:-1]) : sum(seen)])
+        return CE(output, target)
+
+    made = applied(BatchSize(rows), Setup(plain(1, nn.ReLU), CE, SGD), (x, y)).setup
+    given = form([(x[i : i + 24], y[i : i + 24]) for i in range(0, 96, 24)])
+    train(replace(made, loss_fn=loss), given, epochs=1, device="cpu")
+    assert seen == [rows] * (96 // rows) + [96 % rows] * (96 % rows > 0)
+
+
+class Rows(Dataset[Any]):
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, place: int) -> Batch:
+        return self.batches[place]
+
+
+def test_batches_of_a_trial_and_of_arrays_follow_the_setup() -> None:
+    made = replace(Setup(plain(1, nn.ReLU), CE, SGD), batch_size=10)
+    assert train(made.copy(), blobs(96), epochs=1, device="cpu").steps == 10
+    assert train(made.copy(), blobs(96), epochs=1, batch_size=48, device="cpu").steps == 2
+    first = run_trial(made, [blobs(96)], Budget(steps=1)).initial_loss
+    x, y = blobs(96)
+    assert first == pytest.approx(CE(made.model(x[:10]), y[:10]).item())
+    with pytest.raises(SetupError, match="`batch_size` counts rows: 1 or more, not 0"):
+        replace(made, batch_size=0)
+
+
+def test_batches_that_cannot_be_joined_come_as_they_are() -> None:
+    odd = [{"x": torch.zeros(3)}, (torch.zeros(3), torch.zeros(2)), "text"]
+    assert list(recut(odd, 2)) == odd
+    mixed = [(torch.zeros(3, 2), torch.zeros(3)), (torch.zeros(3, 5), torch.zeros(3))]
+    assert [tuple(x.shape) for x, _ in recut(mixed, 2)] == [(2, 2), (1, 2), (3, 5)]
+
+
 @pytest.mark.parametrize(
     ("name", "reference"),
     [
+        ("constant", partial(lr_scheduler.ConstantLR, factor=1.0, total_iters=12)),
+        ("inverse time", partial(lr_scheduler.LambdaLR, lr_lambda=lambda t: 1 / (1 + 99 / 12 * t))),
         ("linear", partial(lr_scheduler.LinearLR, start_factor=1.0, end_factor=0.0, total_iters=12)),
         ("polynomial", partial(lr_scheduler.PolynomialLR, total_iters=12, power=2.0)),
         ("cosine", partial(lr_scheduler.CosineAnnealingLR, T_max=12)),
@@ -90,6 +169,8 @@ def test_schedules_are_torchs(name: str, reference: Callable[..., Any]) -> None:
 
 def test_schedules_end_where_their_formulas_say() -> None:
     ends = {
+        "constant": 0.1,
+        "inverse time": 1e-3,
         "linear": 0.0,
         "polynomial": 0.0,
         "cosine": 0.0,
@@ -123,6 +204,59 @@ def _loss_after_50_steps(setup: Setup) -> float:
     for _ in range(50):
         loss = step([blobs()])
     return loss.item()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_rate_by_curvature_is_one_over_the_largest_eigenvalue(momentum: float) -> None:
+    """Of linear regression the Hessian is known: 2 x'x / n."""
+    x, y = blobs()
+    model = nn.Linear(8, 1, bias=False)
+    optimizer = partial(torch.optim.SGD, lr=3.0, momentum=momentum)
+    setup = Setup(model, nn.MSELoss(), optimizer)
+    made = LearningRate(by="curvature").apply(setup, (x, y[:, None].float()))
+    largest = torch.linalg.eigvalsh(2 * x.T @ x / len(x))[-1].item()
+    assert made.remedy.lr == pytest.approx((1 - momentum) / largest, rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_the_rate_by_curvature_ends_the_next_step_of_an_adaptive_optimizer_in_the_lowest_point(
+    kind: Any,
+) -> None:
+    x, y = blobs()
+    batch = (x, y[:, None].float())
+    setup = Setup(nn.Linear(8, 1), nn.MSELoss(), partial(kind, lr=1e-4))
+    lr = LearningRate(by="curvature").apply(setup, batch).remedy.lr
+    losses = []
+    for factor in (0.8, 1.0, 1.25):
+        made = LearningRate(factor * lr).apply(setup, batch).setup
+        Stepper(made)([batch])
+        losses.append(made.loss(batch).item())
+    assert losses[1] == min(losses)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("lr", [1e-9, 1e3])
+def test_the_rate_by_curvature_trains(kind: Any, lr: float) -> None:
+    setup = Setup(plain(2, nn.Tanh), CE, partial(kind, lr=lr))
+    made = applied(LearningRate(by="curvature"), setup, blobs())
+    assert _loss_after_50_steps(made.setup) < 0.5
+    assert 1e-4 < made.remedy.lr < 10
+
+
+def test_an_unknown_way_to_a_rate_is_refused() -> None:
+    with pytest.raises(SetupError, match="is not found by 'curve'"):
+        LearningRate(by="curve")
+
+
+def test_epsilon_keeps_the_state() -> None:
+    model = plain(1, nn.ReLU)
+    setup = Setup(model, CE, torch.optim.Adam(model.parameters(), eps=1.0))
+    Stepper(setup)([blobs()])
+    made = applied(Epsilon(), setup, blobs()).setup.build_optimizer()
+    assert made.param_groups[0]["eps"] == 1e-8
+    assert len(made.state) == 4
+    with pytest.warns(NoEffectWarning):
+        Epsilon().apply(Setup(model, CE, SGD), blobs())
 
 
 def test_learning_rate_reaches_every_group() -> None:

@@ -411,3 +411,38 @@ def test_lines_of_output_and_loss() -> None:
     line = categorical.__code__.co_firstlineno
     assert any(where.endswith(f"test_rules_contract.py:{line}") for where in finding.where)
     assert finding.sites == ("2",)
+
+
+def test_a_loss_that_cuts_numbers_in_two_asks_for_one_unit() -> None:
+    stars = torch.arange(256) % 10
+
+    def loved(p: Tensor, y: Tensor) -> Tensor:
+        return BCE(p.squeeze(1), (y > 4).float())
+
+    assert severity(Cause.WRONG_OUTPUT_COUNT, net(1, nn.Sigmoid()), loved, stars) is None
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_class_weights_answer_an_imbalance(one_hot: bool) -> None:
+    rare = (torch.arange(256) % 32 == 0).long()
+    y = F.one_hot(rare, 2).float() if one_hot else rare
+    plain, weighted = CE, nn.CrossEntropyLoss(torch.tensor([0.05, 0.95]))
+    assert severity(Cause.CLASS_IMBALANCE, net(2), plain, y) is WARNING
+    assert severity(Cause.CLASS_IMBALANCE, net(2), weighted, y) is None
+
+
+def test_a_positive_weight_answers_an_imbalance() -> None:
+    y = (torch.arange(256) % 32 == 0).float()[:, None]
+    weighted = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(31.0))
+    assert severity(Cause.CLASS_IMBALANCE, net(1), nn.BCEWithLogitsLoss(), y) is WARNING
+    assert severity(Cause.CLASS_IMBALANCE, net(1), weighted, y) is None
+
+
+def test_a_step_of_several_batches_is_judged_as_a_whole() -> None:
+    net_, y = net(2), torch.arange(256) // 128
+    batches = list(zip(X.split(64), y.split(64), strict=True))
+    alternating = [batches[i] for i in (0, 2, 1, 3)]
+    for accumulate, given, alarm in ((1, batches, True), (2, alternating, False), (2, batches[:1], False)):
+        setup = gm.Setup(net_, CE, accumulate=accumulate)
+        causes = {f.cause for f in gm.diagnose(setup, given).findings}
+        assert (Cause.CONSTANT_LABELS in causes) is alarm

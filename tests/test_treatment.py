@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradmend import Treatment, mend, treatment
+from gradmend import Treatment, mend
 from gradmend.data import load
 from gradmend.diagnosis import diagnose
 from gradmend.errors import DataError, SetupError
-from gradmend.remedies import REMEDIES, SEED, DropSquashing, LearningRate, StandardizeInput
+from gradmend.remedies import REMEDIES, DropSquashing, He, LearningRate, StandardizeInput, Xavier
 from gradmend.setup import Batch, Budget, Setup
 from gradmend.training import run_trial
-from gradmend.treatment import UNTREATED
+from gradmend.treatment import UNTREATED, plans
 from gradmend.zoo import mlp
 from helpers import SGD, Convolutional, Functional, assert_same, blobs, images, plain, trace
 
@@ -52,14 +52,15 @@ def half_held() -> Setup:
 
 
 class Softmax(nn.Module):
-    """A softmax as a function, which no remedy can reach."""
+    """A softmax as a function, in a forward whose way depends on the data, so that it cannot be rewritten."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner, self.out = nn.Linear(8, 32), nn.Linear(32, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.softmax(self.out(torch.relu(self.inner(x))), 1)
+        x = torch.relu(self.inner(x))
+        return torch.softmax(self.out(x if x.sum() < 1e9 else x / 2), 1)
 
 
 def rate(lr: float) -> Setup:
@@ -141,21 +142,13 @@ def test_the_code_makes_the_mended_model_of_the_original(name: str) -> None:
 
 
 @every_illness
-def test_the_same_again_within_the_budget_and_the_original_untouched(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (setup, given), seen = case(name), list[tuple[int, int]]()
-
-    def watched(setup: Setup, given: list[Batch], *rest: Any, seed: int = 0, **options: Any) -> Any:
-        seen.append((id(given), seed))
-        return run_trial(setup, given, *rest, seed=seed, **options)
-
-    monkeypatch.setattr(treatment, "run_trial", watched)
+def test_the_same_again_within_the_budget_and_the_original_untouched(name: str) -> None:
+    setup, given = case(name)
     before = trace(setup)
     again = mend(setup, given, BUDGET)
     assert_same(trace(setup), before)
-    assert len(set(seen)) == 1
-    assert max(len(trial.losses) for trial in again.trials) == BUDGET.steps
+    assert max(len(trial.losses) for trial in again.trials) <= 2 * BUDGET.steps  # the confirmation
+    assert len(again.trials) <= BUDGET.trials
     assert again.verdict == mended(name).verdict
     assert_same(again.setup.model.state_dict(), mended(name).setup.model.state_dict())
     losses = [[(trial.label, str(trial.losses)) for trial in made.trials] for made in (again, mended(name))]
@@ -216,7 +209,7 @@ def test_what_only_the_user_can_change_is_named_with_its_line() -> None:
     torch.manual_seed(0)
     made = mend(Setup(Softmax(), CE, SGD), batches(), BUDGET)
     assert made.changes == ()
-    line = Softmax.forward.__code__.co_firstlineno + 1
+    line = Softmax.forward.__code__.co_firstlineno + 2
     assert made.advice[0].startswith(f"{__file__}:{line}: Remove the softmax from the model")
 
 
@@ -261,8 +254,35 @@ def test_report_is_told_what_is_done() -> None:
 
 
 def test_remedies_are_known_by_their_groups_and_costs() -> None:
-    assert {treatment.group(remedy) for remedy in REMEDIES} == set(treatment._ORDER)
+    assert {plans.group(remedy) for remedy in REMEDIES} <= set(plans.ORDER)
     plan = (DropSquashing(), StandardizeInput(), LearningRate())
-    assert treatment.cost(plan) == sum(remedy.intrusion for remedy in plan)
-    assert treatment.describe(()) == UNTREATED
-    assert SEED == 0
+    assert plans.cost(plan) == sum(remedy.intrusion for remedy in plan)
+    assert plans.describe(()) == UNTREATED
+    assert plans.joined((LearningRate(),), (He(), Xavier()), (StandardizeInput(),)) == (
+        StandardizeInput(),
+        He(),
+        LearningRate(),
+    )
+
+
+@pytest.mark.parametrize("budget", [Budget(steps=60, trials=3), Budget(steps=60, seconds=0.2)])
+def test_a_spent_budget_gives_the_best_so_far(budget: Budget) -> None:
+    setup, given = case("deep sigmoid")
+    made = mend(setup, given, budget)
+    assert len(made.trials) <= budget.trials
+    assert run_trial(made.setup, given, BUDGET).final_loss <= run_trial(setup, given, BUDGET).final_loss
+
+
+def test_an_interruption_gives_the_best_so_far() -> None:
+    setup, given = case("rate too low")
+    tried: list[str] = []
+
+    def interrupt(text: str) -> None:
+        tried.append(text)
+        if sum(said.startswith("trying") for said in tried) == 4:
+            tried.clear()
+            raise KeyboardInterrupt
+
+    made = mend(setup, given, BUDGET, interrupt)
+    assert len(made.trials) == 3
+    assert made.changes

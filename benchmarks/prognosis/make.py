@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def example(seed: int) -> Example:
     measured = measured_features(d)
     again = trained(d, batches=1) if seed % _TWICE == 0 else None
     return Example(d, measured, trained(d, batches=0), again)
+
+
+def measure_again(path: Path) -> None:
+    """Measure the features of all examples anew, as they are defined now, and train nothing."""
+    write([replace(known, features=measured_features(known.setup)) for known in read(path)], path)
 
 
 def measured_features(d: Description) -> dict[str, float]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -74,21 +75,34 @@ def mend(
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each trial.")] = 200,
+    patch: Annotated[
+        Path | None, typer.Option(metavar="DIFF", help="Write the changes of your source to this new file.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Change the source itself; a copy stays beside it (.bak).")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find the least change that makes a network train, and prove it. Your files stay as they are."""
     with _output(as_json) as show:
+        from gradmend.patch.files import order
         from gradmend.setup import Budget
         from gradmend.treatment import mend
 
+        ordered = order(target, patch, write) if patch or write else None
         found = _find(target, data, loss, optimizer, device, seed)
+        batches = found.batches(limit=1000)
         with _status() as say:
-            treatment = mend(found.setup, found.batches(limit=1000), Budget(steps=steps), say)
+            treatment = mend(found.setup, batches, Budget(steps=steps), say)
         if not as_json:
             show(treatment.before, "")
         show(treatment)
         if not as_json and treatment.changes:
             show("", "The same in your own code:", "", treatment.code())
+        if ordered is not None:
+            typed = [part for part, given in (("loss", loss), ("optimizer", optimizer)) if given is not None]
+            for line in ordered.fill(found.setup, treatment, batches[0], typed, seed):
+                print(line)  # noqa: T201 - beside JSON, it goes to stderr
     raise typer.Exit(HEALTHY if treatment.after.healthy else ILL)
 
 

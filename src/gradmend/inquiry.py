@@ -18,7 +18,8 @@ from gradmend.harmless import undisturbed, untouched
 from gradmend.profile import Profile
 from gradmend.regime import Capacity, GroupReading, OptimizerReading, Regime
 from gradmend.setup import Batch, Setup, named_parameters, split
-from gradmend.updates import changes, obstacle
+from gradmend.steps import flushes
+from gradmend.updates import obstacle
 
 _STEPS, _CALM_STEPS, _NOISY = 6, 3, 200.0
 """How many steps are taken with dropout and without, where its noise asks for so many rows."""
@@ -34,7 +35,7 @@ def inquire(setup: Setup, batch: Batch, profile: Profile) -> Regime | None:
 
     Args:
         setup: stays as it is.
-        profile: of the same setup and batch.
+        profile: of the same setup and batch; its `response` is what tells whether weights shrink.
 
     Returns:
         The regime; None without an optimizer whose steps can be tried on a copy, by a loss of the copy.
@@ -64,19 +65,18 @@ def inquire(setup: Setup, batch: Batch, profile: Profile) -> Regime | None:
 def _inquire(trial: Setup, optimizer: Optimizer, batch: Batch, profile: Profile) -> Regime | None:
     rows = _rows(batch)
     halves = _attempt(partial(_halves, trial, batch, rows)) if rows >= 4 else None
-    gradients = _mean(halves) if halves else _gradients(trial, batch)
-    if not gradients:  # the loss is computed from the user's own model, not from the copy
-        return None
-    shrinking, weights = _shrinking(trial, optimizer, gradients)
+    if not (halves[0] if halves else _gradients(trial, batch)):
+        return None  # the loss is computed from the user's own model, not from the copy
+    response = profile.response
     drops = any(site.kind == "dropout" and site.settings.get("p") for site in profile.anatomy.sites)
     return Regime(
         optimizer=read_optimizer(optimizer, trial.model),
-        shrinking=shrinking,
-        weights=weights,
+        shrinking=response.shrinking if response else 0.0,
+        weights=response.weights if response else 0,
         novelty=_attempt(partial(_novelty, trial, batch)),
         noise_scale=_scale(halves, rows // 2) if halves else None,
         dropout_scale=_attempt(partial(_dropout_scale, trial, batch, rows)) if drops and rows else None,
-        flushes=next(trial.model.parameters()).device.type != "cpu" or _flushes(),
+        flushes=next(trial.model.parameters()).device.type != "cpu" or flushes(),
         affine=_plain(profile.anatomy) and bool(_attempt(partial(_affine, trial, batch, profile.anatomy))),
         capacity=capacity(batch) if _plain(profile.anatomy) or bottleneck(profile.anatomy) else None,
     )
@@ -243,11 +243,6 @@ def _rows(batch: Batch) -> int:
     return sizes[0] if sizes and sizes.count(sizes[0]) == len(sizes) else 0
 
 
-def _mean(halves: tuple[Gradients, Gradients]) -> Gradients:
-    first, second = halves
-    return {key: (first[key] + second[key]) / 2 for key in first.keys() & second.keys()}
-
-
 def _scale(pair: tuple[Gradients, Gradients], rows: int) -> float:
     """Rows that average the noise between two gradients, each of so many rows, down to what they share.
 
@@ -283,33 +278,9 @@ def _novelty(setup: Setup, batch: Batch) -> float | None:
     return own / other if other > 0 and math.isfinite(own) else None
 
 
-def _shrinking(setup: Setup, optimizer: Optimizer, gradients: Gradients) -> tuple[float, int]:
-    """The cosine between the next update of all weights and minus the weights, and of how many values."""
-    weights = {id(p) for _, p in named_parameters(setup.model) if p.dim() > 1}
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    wanted = {id(p): gradients.get(id(p)) for p in held}
-    sums, count = [], 0
-    for p, change in changes(optimizer, held, wanted):
-        if id(p) in weights:
-            step, weight = _flat(change), _flat(p.detach())
-            sums.append(torch.stack([-(step @ weight), step @ step, weight @ weight]))
-            count += p.numel()
-    if not sums:
-        return 0.0, 0
-    dot, update, size = torch.stack(sums).sum(0, dtype=torch.float64).tolist()
-    scale = math.sqrt(update * size) if math.isfinite(update * size) else 0.0
-    return (dot / scale if scale > 0 else 0.0), count
-
-
-def _flushes() -> bool:
-    """Whether denormal numbers count as zero on this processor, in this thread."""
-    return not (torch.full((8,), 2e-38) * 0.25).any()
-
-
 def _without_dropout(setup: Setup, batch: Batch, found: Regime) -> dict[str, tuple[float, ...]]:
     """Where the noise of dropout fills the gradient: the losses of a few steps with it and without."""
-    calm = setup.copy()
-    if found.learnt or (found.dropout_scale or 0.0) < _NOISY or not _undrop(calm.model):
+    if found.learnt or (found.dropout_scale or 0.0) < _NOISY or not _undrop((calm := setup.copy()).model):
         return {}
     losses = _attempt(lambda: (_losses(setup.copy(), batch, _STEPS), _losses(calm, batch, _CALM_STEPS)))
     return dict(zip(("dropout", "no dropout"), losses, strict=True)) if losses else {}

@@ -48,6 +48,7 @@ class Profile(Printable):
         disturbance: what becomes of a small change of the input, if that was measured.
         planned: how many optimizer steps are planned, if that was told.
         contract: how output, loss, targets and inputs fit together, if that was read.
+        tried: how many samples of each batch steps were tried on, if fewer than it has.
     """
 
     anatomy: Anatomy
@@ -62,6 +63,7 @@ class Profile(Printable):
     regime: Regime | None = None
     planned: int | None = None
     contract: Contract | None = None
+    tried: int | None = None
 
     def weighted(self) -> list[Reading]:
         """The readings at the pre-activations, in the order of execution."""

@@ -172,11 +172,18 @@ class Response:
         before: the loss as it stands.
         line: (fraction, loss) along the first step: `1.0` is the whole step.
         losses: the loss after each of a few steps on the same batch.
+        descent: the cosine between the first step and the gradient: negative if it goes downhill; None if one
+            of the two is zero, or no number.
+        shrinking: the cosine between the first step of all weights and minus the weights.
+        weights: how many values `shrinking` is a cosine of.
     """
 
     before: float
     line: tuple[tuple[float, float], ...]
     losses: tuple[float, ...]
+    descent: float | None = None
+    shrinking: float = 0.0
+    weights: int = 0
 
     @property
     def best_fraction(self) -> float:
@@ -208,6 +215,8 @@ class LossReading:
         normalizes: whether it divides the output by its sum along the axis.
         sign: 1 if it is lowest where output and target agree, -1 if it falls as they part.
         ignored: share of the samples that it takes no notice of, whatever their output.
+        kinds: how many of the classes in the targets it tells apart; None if that was not asked.
+        weighted: whether it counts a sample of the rarest class more than one of the commonest.
         line: `file:line` of its code, if known.
     """
 
@@ -217,6 +226,8 @@ class LossReading:
     normalizes: bool = False
     sign: int = 1
     ignored: float = 0.0
+    kinds: int | None = None
+    weighted: bool = False
     line: str | None = None
 
     @property
@@ -276,6 +287,7 @@ class TargetReading:
         distributions: the axis along which they are non-negative and sum to one.
         samples: how many samples there are.
         sorted: whether each of several batches holds a single class, and these rise or fall.
+        partial: whether an optimizer step takes more batches than were given.
     """
 
     shape: tuple[int, ...]
@@ -291,6 +303,7 @@ class TargetReading:
     distributions: int | None
     samples: int
     sorted: bool = False
+    partial: bool = False
 
     @property
     def rms(self) -> float:

@@ -18,15 +18,17 @@ from torch.optim import Optimizer
 
 from gradmend.harmless import undisturbed, untouched
 from gradmend.readings import Response
+from gradmend.readout import centered, cosine, last_input, pulls, readable
 from gradmend.setup import Batch, Setup, split
-from gradmend.updates import changes, obstacle
+from gradmend.steps import Step, flushed, held, next_step, seeded_loss, set_gradients
+from gradmend.updates import obstacle
 
 
 def respond(setup: Setup, batch: Batch, steps: int = 10) -> Response | None:
     """Step on a copy and watch the loss: along the first step, and over a few steps on one batch.
 
     Args:
-        steps: how many steps are taken on the same batch; four times as many if they overshoot.
+        steps: how many steps are taken on the same batch; up to 40 while they overshoot.
 
     Returns:
         The losses, or None if no step can be tried on a copy: the optimizer's step wants a closure (LBFGS),
@@ -47,14 +49,15 @@ def _respond(setup: Setup, trial: Setup, batch: Batch, steps: int) -> Response |
         optimizer = trial.build_optimizer()
         if obstacle(optimizer, setup.model):
             return None
-        before = _backward(trial, optimizer, batch)
-        response = Response(before, _line(trial, optimizer, batch), ())
-        while len(response.losses) < steps or (
-            response.overshoots and len(response.losses) < _PATIENCE * steps
-        ):
-            optimizer.step()
-            loss = _tried(lambda: _backward(trial, optimizer, batch))
-            response = replace(response, losses=(*response.losses, loss))
+        loss = seeded_loss(trial, batch)
+        step, before = next_step(trial, optimizer, loss), loss.item()
+        line = _line(trial, step, batch, before)
+        response = Response(before, line, (), step.descent, step.shrinking, step.weights)
+        with flushed(optimizer):
+            while len(response.losses) < (_PATIENCE if response.losses and response.overshoots else steps):
+                optimizer.step()
+                loss_after = _tried(lambda: _backward(trial, optimizer, batch))
+                response = replace(response, losses=(*response.losses, loss_after))
         return response
 
 
@@ -63,10 +66,15 @@ class Losses:
     """The loss of one batch with its own targets, and the mean with those of other samples of the batch.
 
     Both are the same for a network that makes nothing of its input, whatever it returns.
+
+    Args:
+        alignment: cosine between the outputs and where the loss pulls them to, each less its mean over the
+            samples: from -1 to 1, whatever the size of the outputs; NaN where it was not looked at.
     """
 
     own: float
     others: float
+    alignment: float = math.nan
 
     @property
     def told_apart(self) -> float:
@@ -90,21 +98,34 @@ class Outlook:
     """What six of the optimizer's steps do to the loss of the batches stepped on, and of another one.
 
     Args:
+        before: of the other batch, before all steps.
         first: of the batches stepped on, before each of the first three steps: the means.
         second: the same before the next three.
         after: of the other batch, after all six.
-        ahead: of the other batch still further on, as if the last three steps were repeated 8 times and 32
-            times: 24 and 96 more steps.
+        everywhere: of all batches, after all six: the means.
+        ahead: of the other batch still further on, as if the last three steps were repeated 32 times.
+        moved: how far the six steps moved the parameters, over the parameters' norm.
+        readable: the share of the targets' variance that a linear map of what the last layer gets predicts
+            for samples it was not fitted to, after the six steps; below 0 if it predicts worse than the mean.
+        rate: the largest learning rate of the optimizer's groups; NaN if they have none.
     """
 
+    before: Losses
     first: Losses
     second: Losses
     after: Losses
-    ahead: tuple[Losses, ...]
+    everywhere: Losses
+    ahead: Losses
+    moved: float
+    readable: float
+    rate: float
 
 
-_HALF, _REPEATED = 3, (8, 24)
-"""Half of the steps; how often they are repeated, and how often once more."""
+_HALF, _REPEATED = 3, 32
+"""Half of the steps; how often they are repeated."""
+
+_ROWS = 48
+"""So many samples of a batch are looked at."""
 
 
 def look_ahead(setup: Setup, batches: Sequence[Batch]) -> Outlook | str:
@@ -147,16 +168,30 @@ def _look_ahead(setup: Setup, trial: Setup, batches: Sequence[Batch]) -> Outlook
         *seen, unseen = batches
         if not _shifts(split(unseen)[1]):
             return "the targets are no tensor with a row for each of several samples"
-        parameters, feed = _held(optimizer), cycle(seen or [unseen])
-        first = _walk(trial, optimizer, islice(feed, _HALF))
-        halfway = [p.detach().clone() for p in parameters]
-        second, after = _walk(trial, optimizer, islice(feed, _HALF)), _look(trial, unseen)
-        way = [p.detach() - start for p, start in zip(parameters, halfway, strict=True)]
-        ahead = []
-        for times in _REPEATED:
-            _go_on(parameters, way, times)
-            ahead.append(_look(trial, unseen))
-        return Outlook(first, second, after, tuple(ahead))
+        parameters, feed, shown = held(optimizer), cycle(seen or [unseen]), _first_rows(unseen)
+        start, before = _values(parameters), _look(trial, shown)
+        with flushed(optimizer):
+            first = _walk(trial, optimizer, islice(feed, _HALF))
+            halfway = _values(parameters)
+            second = _walk(trial, optimizer, islice(feed, _HALF))
+        with last_input(trial.model) as inputs:
+            views = [_view(trial, _first_rows(batch), inputs) for batch in seen]
+            views.append(_view(trial, shown, inputs))
+        moved = _distance(parameters, start) / (_norm(start) or math.nan)
+        way = [p.detach() - value for p, value in zip(parameters, halfway, strict=True)]
+        _go_on(parameters, way, _REPEATED)
+        looks = [view.losses for view in views]
+        return Outlook(
+            before=before,
+            first=first,
+            second=second,
+            after=looks[-1],
+            everywhere=_mean(looks),
+            ahead=_look(trial, shown),
+            moved=moved,
+            readable=readable([(view.inputs, view.pulled) for view in views]),
+            rate=max(float(group.get("lr", math.nan)) for group in optimizer.param_groups),
+        )
 
 
 def _walk(setup: Setup, optimizer: Optimizer, batches: Iterable[Batch]) -> Losses:
@@ -164,15 +199,75 @@ def _walk(setup: Setup, optimizer: Optimizer, batches: Iterable[Batch]) -> Losse
     met = []
     for batch in batches:
         own, others = _compare(setup, batch)
-        _set_gradients(setup, optimizer, own)
+        set_gradients(setup, optimizer, own)
         optimizer.step()
         met.append((own.item(), others))
     return Losses(*(sum(losses) / len(met) for losses in zip(*met, strict=True)))
 
 
+def _mean(met: Sequence[Losses]) -> Losses:
+    parts = zip(*((losses.own, losses.others, losses.alignment) for losses in met), strict=True)
+    return Losses(*(sum(part) / len(met) for part in parts))
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A batch as the network sees it: [samples, numbers] each, or None where that cannot be had."""
+
+    losses: Losses
+    inputs: Tensor | None
+    pulled: Tensor | None
+
+
 def _look(setup: Setup, batch: Batch) -> Losses:
-    own, others = _compare(setup, batch)
-    return Losses(own.item(), others)
+    return _view(setup, batch, []).losses
+
+
+def _view(setup: Setup, batch: Batch, inputs: list[Tensor]) -> _View:
+    """Look at a batch without stepping on it.
+
+    Args:
+        inputs: what the last layer with weights gets is found here at its end, while it is watched.
+    """
+    given = setup.loss_fn
+    assert given is not None
+    met: list[tuple[Any, Any]] = []
+
+    def loss_fn(output: Any, target: Any) -> Tensor:
+        met[:] = [(output, target)]  # those of other samples come first
+        return given(output, target)
+
+    watched = replace(setup, loss_fn=loss_fn)
+    try:
+        with torch.no_grad():
+            own, others = _compare(watched, batch)
+    except RuntimeError:  # a model or loss that takes gradients itself
+        own, others = _compare(watched, batch)
+    output, target = met[-1]
+    pulled = pulls(given, output, target)
+    alignment = math.nan if pulled is None else cosine(centered(output), pulled)
+    return _View(Losses(own.item(), others, alignment), centered(inputs[-1]) if inputs else None, pulled)
+
+
+def _first_rows(batch: Batch) -> Batch:
+    """The first samples, if all parts of the batch are tensors of as many rows."""
+    inputs, target = split(batch)
+    parts = (*inputs, target)
+    alike = all(isinstance(part, Tensor) and part.dim() and len(part) == len(target) for part in parts)
+    return tuple(part[:_ROWS] for part in parts) if alike else batch
+
+
+def _values(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [p.detach().clone() for p in parameters]
+
+
+def _norm(values: Sequence[Tensor]) -> float:
+    return nn.utils.get_total_norm(values).item()
+
+
+@torch.no_grad()
+def _distance(parameters: Sequence[Tensor], start: Sequence[Tensor]) -> float:
+    return _norm([p - value for p, value in zip(parameters, start, strict=True)])
 
 
 @torch.no_grad()
@@ -202,82 +297,57 @@ def _shifts(target: object) -> list[int]:
     return sorted({rows * k // 5 for k in range(1, 5)} - {0})
 
 
-_FRACTIONS = tuple(4.0**k for k in range(-3, 4))
+_FRACTIONS = (0.25, 1.0, 4.0)
 _SMALLEST, _LARGEST, _ROUNDING = 4.0**-6, 4.0**20, 1e-6
-_PATIENCE = 4
-"""Where steps overshoot, so many times more of them show whether the loss falls after all."""
+_PATIENCE = 40
+"""Where steps overshoot, so many of them show whether the loss falls after all."""
 
 
 def _backward(setup: Setup, optimizer: Optimizer, batch: Batch) -> float:
     """The loss; its gradients go to the parameters."""
-    loss = _forward(setup, batch)
-    _set_gradients(setup, optimizer, loss)
+    loss = seeded_loss(setup, batch)
+    set_gradients(setup, optimizer, loss)
     return loss.item()
 
 
-def _set_gradients(setup: Setup, optimizer: Optimizer, loss: Tensor) -> None:
-    parameters = [p for p in _held(optimizer) if p.requires_grad]
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    given: set[int] = set()
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = None if gradient is None else _owned(gradient, given)
-        given.add(id(gradient))
-    if setup.gradient_transform is not None:
-        setup.gradient_transform(parameters)
-
-
-def _owned(gradient: Tensor, given: set[int]) -> Tensor:
-    """A copy where autograd hands out one tensor twice, or one value as many; as `backward` does."""
-    free = gradient.layout is torch.strided and gradient.is_contiguous() and id(gradient) not in given
-    return gradient if free else gradient.clone()
-
-
-def _held(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _line(setup: Setup, optimizer: Optimizer, batch: Batch) -> tuple[tuple[float, float], ...]:
-    """(fraction, loss) along the next step, shorter and longer until the loss rises at both ends.
-
-    The step is computed in float64: a tiny one would be lost when it is added to float32 weights.
-    """
-    parameters = _held(optimizer)
-    start = [p.detach().clone() for p in parameters]
-    gradients = {id(p): p.grad for p in parameters}
-    step = [
-        change.to(p.dtype) for p, change in changes(optimizer, parameters, gradients, dtype=torch.float64)
-    ]
+def _line(setup: Setup, step: Step, batch: Batch, before: float) -> tuple[tuple[float, float], ...]:
+    """(fraction, loss) along a step, shorter and longer until the loss rises at both ends."""
+    if not step.moves:
+        return tuple((fraction, before) for fraction in _FRACTIONS)
 
     def loss_at(fraction: float) -> float:
-        _place(parameters, start, step, fraction)
-        return _tried(lambda: _forward(setup, batch).item())  # with gradients, as some losses take some
+        step.go(fraction)
+        return _tried(lambda: seeded_loss(setup, batch).item())  # with gradients, as some losses take some
 
     line = {fraction: loss_at(fraction) for fraction in _FRACTIONS}
-    while (fraction := _further(line)) is not None:
+    while (fraction := _further(line, before)) is not None:
         line[fraction] = loss_at(fraction)
-    _place(parameters, start, step, 0.0)
+    step.go(0.0)
     return tuple(sorted(line.items()))
 
 
-def _further(line: Mapping[float, float]) -> float | None:
+def _further(line: Mapping[float, float], before: float) -> float | None:
     """The next fraction to try, beyond the end where the loss is lowest; None if it is at neither.
 
-    >>> _further({0.5: 2.0, 1.0: 1.0}), _further({0.5: 1.0, 1.0: 1.5, 2.0: math.nan}), _further({0.5: 3.0})
-    (4.0, 0.125, 2.0)
+    A shorter one as well while every one raises the loss, or while they lower it alike: then they have all
+    leapt over the slope, onto a plateau such as that of dead units.
+
+    >>> _further({0.5: 2.0, 1.0: 1.0}, 3.0), _further({0.5: 1.0, 1.0: 1.5, 2.0: math.nan}, 3.0)
+    (4.0, 0.125)
+    >>> _further({0.5: 2.0, 1.0: 1.0}, 0.5), _further({0.5: 1.0, 1.0: 1.0}, 2.0)
+    (0.125, 0.125)
+    >>> _further({0.5: 2.0, 1.0: 1.0, 2.0: 1.5}, 3.0), _further({0.5: 1.0, 1.0: 1.0}, 1.0)
+    (None, 4.0)
     """
-    ordered = sorted(line)
-    finite = [loss for loss in line.values() if math.isfinite(loss)]
-    lowest = min(finite, default=-math.inf)
-    if line[ordered[-1]] <= lowest + _ROUNDING * abs(lowest) and ordered[-1] < _LARGEST:
-        return 4 * ordered[-1]
-    shorter = not any(line[fraction] <= line[ordered[0]] for fraction in ordered[1:])
-    return ordered[0] / 4 if shorter and ordered[0] > _SMALLEST else None
-
-
-def _forward(setup: Setup, batch: Batch) -> Tensor:
-    """The loss with fixed noise, so that only the parameters tell the losses apart."""
-    torch.manual_seed(0)
-    return setup.loss(untouched(batch))
+    fractions = sorted(line)
+    losses = [loss if math.isfinite(loss := line[fraction]) else math.inf for fraction in fractions]
+    slack, lowest = _ROUNDING * abs(before), min(losses)
+    still = max(losses) - lowest <= slack
+    lost = lowest > before + slack or (still and lowest < before - slack)
+    if (lost or losses[0] < min(losses[1:], default=-math.inf)) and fractions[0] > _SMALLEST:
+        return fractions[0] / 4
+    on = still or losses[-1] < min(losses[:-1], default=math.inf)
+    return 4 * fractions[-1] if on and not lost and fractions[-1] < _LARGEST else None
 
 
 def _tried(loss: Callable[[], float]) -> float:
@@ -290,11 +360,3 @@ def _tried(loss: Callable[[], float]) -> float:
         return loss()
     except Exception:  # argument checks, assertions, factorizations: the first loss was sound
         return math.inf
-
-
-@torch.no_grad()
-def _place(
-    parameters: Sequence[Tensor], start: Sequence[Tensor], step: Sequence[Tensor], fraction: float
-) -> None:
-    for parameter, origin, change in zip(parameters, start, step, strict=True):
-        parameter.copy_(origin + fraction * change if fraction else origin)

@@ -27,14 +27,21 @@ GradientTransform: TypeAlias = Callable[[Sequence[nn.Parameter]], object]
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a trial may cost: so many optimizer steps, and no more than so many seconds."""
+    """How much mending may cost.
+
+    Args:
+        steps: of the optimizer in one trial.
+        seconds: of all together; when they are over, the best so far is taken.
+        trials: of all together.
+    """
 
     steps: int = 200
     seconds: float = 120.0
+    trials: int = 50
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.seconds <= 0:
-            raise SetupError(f"A budget needs at least one step and some time, not {self}.")
+        if self.steps < 1 or self.seconds <= 0 or self.trials < 1:
+            raise SetupError(f"A budget needs at least one step, one trial and some time, not {self}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +59,8 @@ class Setup:
             as `partial(nn.utils.clip_grad_norm_, max_norm=1.0)`.
         accumulate: how many batches make one optimizer step.
         step: `(model, batch) -> scalar loss`, the general form; takes the place of `loss_fn`.
+        batch_size: rows of the batches that it trains on, joined or cut from those that come; None takes
+            them as they are.
 
     Example:
         >>> import torch
@@ -68,6 +77,7 @@ class Setup:
     gradient_transform: GradientTransform | None = None
     accumulate: int = 1
     step: Step | None = None
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -78,6 +88,8 @@ class Setup:
             raise SetupError("Give `loss_fn` or `step`, not both: `step` already returns the loss.")
         if self.accumulate < 1:
             raise SetupError(f"`accumulate` counts batches per step: 1 or more, not {self.accumulate}.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise SetupError(f"`batch_size` counts rows: 1 or more, not {self.batch_size}.")
 
     def loss(self, batch: Batch) -> Tensor:
         """The loss of one batch, a scalar that carries gradients.

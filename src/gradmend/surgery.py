@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradmend.errors import SetupError, suggest
-from gradmend.layers import After, Before, Residual, call, load_old_keys, set_weight
+from gradmend.layers import After, Before, Dense, Residual, call, load_old_keys
+from gradmend.weights import inherit, set_weight
 
 _CLOSED = {
     "DataParallel": "Edit `model.module` before wrapping it.",
@@ -24,7 +25,7 @@ _CLOSED = {
     "OptimizedModule": "Edit the original, compile afterwards.",
     "ScriptModule": "Edit the original, script afterwards.",
 }
-_WRAPS = (After, Before, Residual)
+_WRAPS = (After, Before, Residual, Dense)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 
@@ -57,10 +58,11 @@ def paths(model: nn.Module, module: nn.Module) -> list[str]:
     return [path for path, found in model.named_modules(remove_duplicate=False) if found is module]
 
 
-def replace(model: nn.Module, path: str, new: nn.Module) -> Edit | None:
+def replace(model: nn.Module, path: str, new: nn.Module, keep: bool = False) -> Edit | None:
     """Put `new` in the place of the module at `path`; the user's hooks move to it and keep firing.
 
     For the code of the edit, `repr(new)` must be the call that makes `new`, as it is for torch's own layers.
+    With `keep`, parameters of equal names and shapes move to `new` as well.
 
     Raises:
         SetupError: if `path` is unknown or the root, or the model cannot be edited.
@@ -73,7 +75,8 @@ def replace(model: nn.Module, path: str, new: nn.Module) -> Edit | None:
     if _equal(old, new):
         return None
     _move_hooks(old, new)
-    return _put(model, path, new, call(new), f"{_name(old)} -> {_name(new)}")
+    build = f"inherit({call(new)}, {_code(path)})" if keep else call(new)
+    return _put(model, path, inherit(new, old) if keep else new, build, f"{_name(old)} -> {_name(new)}")
 
 
 def insert_before(model: nn.Module, path: str, new: nn.Module) -> Edit | None:
@@ -112,13 +115,35 @@ def wrap_input(model: nn.Module, new: nn.Module) -> tuple[nn.Module, Edit | None
     return wrapped, Edit("", f"model = Before(model, {call(new)})", f"input: {_name(new)}")
 
 
+def wrap_output(model: nn.Module, new: nn.Module) -> tuple[nn.Module, Edit | None]:
+    """Put `new` after the whole model, in the place of one of its type if there is one.
+
+    >>> wrap_output(nn.Linear(4, 1), nn.Flatten(0))[1].code
+    'model = After(model, nn.Flatten(start_dim=0))'
+    """
+    inner, path = _find(model, ""), "after"
+    while isinstance(inner, _WRAPS[:2]):
+        if isinstance(inner, After) and type(inner.after) is type(new):
+            return model, replace(model, path, new)
+        inner, path = inner.body, f"body.{path}"
+    _adapt(model, model, new)
+    wrapped = After(model, new)
+    wrapped.training = model.training
+    load_old_keys(wrapped, {"": "body."})
+    return wrapped, Edit("", f"model = After(model, {call(new)})", f"output: {_name(new)}")
+
+
 def wrap_residual(
-    model: nn.Module, where: Sequence[str], scale: float = 1.0, learned: bool = False
+    model: nn.Module,
+    where: Sequence[str],
+    scale: float = 1.0,
+    learned: bool = False,
+    skip: nn.Module | None = None,
 ) -> Edit | None:
     """Add the input of a module, or of consecutive children of one `nn.Sequential`, to its output.
 
     The `Residual` takes the place of the first child and `nn.Identity()` those of the others, so that later
-    children keep their keys.
+    children keep their keys. Where the shapes differ, the input goes through `skip`.
 
     Raises:
         SetupError: if the paths are not consecutive children of one `nn.Sequential`.
@@ -136,18 +161,66 @@ def wrap_residual(
         nest += _nest(model, parent_path)
     if any(isinstance(module, Residual) for module in nest):
         return None
+    if skip is not None:
+        _adapt(model, nest[0], skip)
     grouping, moved = _group(model, where) if len(where) > 1 else ([], None)
-    options, over = f"{scale}, learned=True" if learned else f"{scale}", ", ".join(where)
-    text = f"residual connection over {over}, scale {scale}{', learned' if learned else ''}"
-    new = Residual(model.get_submodule(first), scale, learned)
+    options = f"{scale}" + (", learned=True" if learned else "") + (f", skip={call(skip)}" if skip else "")
+    text = f"residual connection over {', '.join(where)}, scale {scale}{', learned' if learned else ''}"
+    text += ", projected" if skip is not None else ""
+    new = Residual(model.get_submodule(first), scale, learned, skip)
     edit = _wrap(model, first, new, f"Residual({_code(first)}, {options})", text, moved)
     return Edit(first, "\n".join([*grouping, edit.code]), edit.text)
 
 
+def wrap_dense(model: nn.Module, where: Sequence[str], starts: Sequence[int], dim: int) -> Edit | None:
+    """Let blocks of consecutive children of one `nn.Sequential` read the outputs of all blocks before them.
+
+    The layers must take that many inputs already. `Dense` takes the place of the first child, as in
+    `wrap_residual`.
+
+    Raises:
+        SetupError: if the paths are not consecutive children of one `nn.Sequential`.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(5, 1))
+    >>> wrap_dense(model, ["0", "1"], starts=(0, 1), dim=1).text
+    '0: dense connections over 0, 1'
+    """
+    first = where[0]
+    _place(model, first)
+    if any(isinstance(module, Dense) for module in _nest(model, first)):
+        return None
+    grouping, moved = _group(model, where)
+    body = model.get_submodule(first)
+    if not isinstance(body, nn.Sequential):
+        return None
+    build = f"Dense({_code(first)}, {tuple(starts)}, {dim})"
+    text = f"dense connections over {', '.join(where)}"
+    edit = _wrap(model, first, Dense(body, starts, dim), build, text, moved)
+    return Edit(first, "\n".join([*grouping, edit.code]), edit.text)
+
+
+def change(model: nn.Module, path: str, function: Callable[..., object], text: str, **options: Any) -> Edit:
+    """Run one of the functions of `weights`, or a parametrization of torch's, on the module at `path`.
+
+    >>> from torch.nn.utils.parametrizations import weight_norm
+    >>> change(nn.Sequential(nn.Linear(2, 2)), "0", weight_norm, "weight normalization").code
+    'weight_norm(model.get_submodule("0"))'
+    """
+    function(_find(model, path), **options)
+    written = "".join(f", {key}={value!r}" for key, value in options.items())
+    return Edit(path, f"{function.__name__}({_code(path)}{written})", f"{path}: {text}")
+
+
 def fill(
-    model: nn.Module, path: str, init: Callable[[Tensor], object], code: str, name: str = "weight"
+    model: nn.Module,
+    path: str,
+    init: Callable[[Tensor], object],
+    code: str,
+    name: str = "weight",
+    bias: Callable[[Tensor], object] = nn.init.zeros_,
+    bias_code: str = "",
 ) -> Edit:
-    """Run `init` on the weight called `name` of the module at `path`, and zero its bias.
+    """Run `init` on the weight called `name` of the module at `path`, and `bias` on its bias.
 
     A parametrized weight (`weight_norm`, `orthogonal`) is assigned through its parametrization. `init` gets
     a tensor of at least float32 and changes it in place; `code` is the expression that gives `init`.
@@ -163,10 +236,11 @@ def fill(
     if name not in names:
         raise SetupError(f"{_name(layer)} at {path!r} has no parameter {name!r}. {suggest(name, names)}")
     try:
-        set_weight(layer, init, name)
+        set_weight(layer, init, name, bias)
     except (RuntimeError, NotImplementedError) as error:
         raise SetupError(f"The parameter {name!r} at {path!r} cannot be set: {error}") from error
     which = "" if name == "weight" else f', "{name}"'
+    which += f", bias={bias_code}" if bias_code else ""
     return Edit(path, f"set_weight({_code(path)}, {code}{which})", f"{path}: {name} by {code}")
 
 

@@ -17,8 +17,8 @@ from gradmend import stats
 from gradmend.errors import SetupError
 from gradmend.setup import Setup, copy_attributes, named_parameters
 
-_CHUNK = 1_000_000
-"""How many parameter values are stepped at a time, so that the copies stay small."""
+_CHUNK = 50_000
+"""How many parameter values are stepped at a time: copies that stay in the cache take a third of the time."""
 
 
 def updates(setup: Setup, optimizer: Optimizer, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -107,10 +107,10 @@ def _changes(
     gradients: dict[int, Tensor | None],
     dtype: torch.dtype | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    twins = {id(p): _as(p.detach().clone(), dtype).requires_grad_() for p in chunk}
+    twins = {id(p): _copy(p.detach(), dtype).requires_grad_() for p in chunk}
     for p in chunk:
-        gradient = _own(gradients[id(p)])
-        twins[id(p)].grad = gradient if gradient is None else _as(gradient, dtype)
+        gradient = gradients[id(p)]
+        twins[id(p)].grad = None if gradient is None else _copy(gradient, dtype)
     copied = copy.copy(optimizer)
     copy_attributes(optimizer, copied, dict[int, Any](twins))
     copied.state = defaultdict(dict, {twins[id(p)]: _state(optimizer, p, dtype) for p in chunk})
@@ -138,6 +138,11 @@ def _state(optimizer: Optimizer, p: Tensor, dtype: torch.dtype | None) -> dict[s
     state: dict[str, Any] = copy.deepcopy(optimizer.state.get(p, {}))
     of_its_size = (item for item in state.items() if isinstance(item[1], Tensor) and item[1].shape == p.shape)
     return {**state, **{key: _as(value, dtype) for key, value in of_its_size}}
+
+
+def _copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    copied = _as(tensor, dtype)
+    return tensor.clone() if copied is tensor else copied
 
 
 def _as(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

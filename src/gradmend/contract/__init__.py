@@ -22,12 +22,12 @@ from torch.overrides import TorchFunctionMode
 from gradmend.anatomy import Site
 from gradmend.contract.facts import read_columns, read_output, read_target, shortfall
 from gradmend.contract.learnable import read_learnable
-from gradmend.contract.nature import Compare, pairs_samples, read_loss
+from gradmend.contract.nature import Compare, classes_told_apart, pairs_samples, read_loss, weighs_more
 from gradmend.errors import GradmendError
 from gradmend.harmless import undisturbed, untouched
 from gradmend.kinds import identify
 from gradmend.lines import line_of_definition
-from gradmend.readings import Contract, LearnableReading
+from gradmend.readings import Contract, LearnableReading, LossReading, TargetReading
 from gradmend.recorder import Call, Recorder
 from gradmend.setup import Batch, Setup, Step
 from gradmend.updates import changes, wants_closure
@@ -36,6 +36,9 @@ __all__ = ["read_contract"]
 
 _VALUES = 40_000
 """A loss is probed with outputs of about so many values: as many samples as that takes, but two."""
+
+_CLASSES = 10
+"""Of so many of the commonest classes it is asked whether the loss tells them apart."""
 
 _KEPT = 32
 """So many of the last sites are looked through for the one that the output comes from."""
@@ -63,6 +66,7 @@ def read_contract(setup: Setup, batches: Sequence[Batch]) -> Contract | None:
         >>> found.loss.wants, found.output.sums_to_one
         ('logits', 1)
     """
+    setup, batches = _as_compared(setup, batches)
     evaluating, asleep = not setup.model.training, _asleep(setup.model)
     try:
         with undisturbed(setup.model):
@@ -72,7 +76,16 @@ def read_contract(setup: Setup, batches: Sequence[Batch]) -> Contract | None:
     modes = Contract(descent=terms.descent, evaluating=evaluating and bool(asleep))
     modes = modes if evaluating else replace(modes, asleep=asleep)
     with torch.random.fork_rng(devices=[]):
-        return _agreement(terms, batches, modes)
+        return _agreement(terms, batches, modes, setup.accumulate)
+
+
+def _as_compared(setup: Setup, batches: Sequence[Batch]) -> tuple[Setup, Sequence[Batch]]:
+    """With the targets as a loss that renumbers them shows them to the loss inside it."""
+    loss: Any = setup.loss_fn
+    if not hasattr(loss, "renumbered"):
+        return setup, batches
+    pairs = [(*batch[:-1], loss.renumbered(batch[-1])) for batch in batches]
+    return replace(setup, loss_fn=loss.loss), pairs
 
 
 @dataclass
@@ -88,7 +101,7 @@ class _Terms:
     passed: list[tuple[Site, Tensor]] = field(default_factory=list)
 
 
-def _agreement(terms: _Terms, batches: Sequence[Batch], found: Contract) -> Contract:
+def _agreement(terms: _Terms, batches: Sequence[Batch], found: Contract, accumulate: int) -> Contract:
     pairs = [pair for pair in map(_pair, batches) if pair is not None]
     output, target = terms.output, terms.target
     inputs = [x for x, _ in pairs]
@@ -96,13 +109,15 @@ def _agreement(terms: _Terms, batches: Sequence[Batch], found: Contract) -> Cont
     if inputs and inputs[0] is not None:
         found = replace(found, columns=read_columns([x for x in inputs if x is not None]))
     if target is not None and target.numel():
-        found = replace(found, target=read_target(targets))
+        whole = read_target(_steps(targets, accumulate))
+        partial = len(batches) < accumulate
+        found = replace(found, target=replace(whole, shape=tuple(targets[0].shape), partial=partial))
     if output is None:
         return found
     found = replace(found, output=read_output(output, terms.passed))
     if target is None or not target.numel() or not target.dim() or terms.compare is None:
         return found
-    found = replace(found, **_probed(terms.compare, output, target, terms.line))
+    found = replace(found, **_probed(terms.compare, output, target, found.target, terms.line))
     if found.output and found.output.bounds and _comparable(output, target):
         every = torch.cat([t for t in targets if t.shape[1:] == target.shape[1:]])
         least = shortfall(every.reshape(-1, *output.shape[1:]), found.output.bounds, found.output.sums_to_one)
@@ -110,7 +125,17 @@ def _agreement(terms: _Terms, batches: Sequence[Batch], found: Contract) -> Cont
     return replace(found, learnable=_learnable(found, inputs, targets) if terms.paired else None)
 
 
-def _probed(compare: Compare, output: Tensor, target: Tensor, line: str | None) -> dict[str, Any]:
+def _steps(targets: Sequence[Tensor], accumulate: int) -> list[Tensor]:
+    """The targets of each optimizer step together, if it takes several batches."""
+    alike = [t for t in targets if t.dim() and t.shape[1:] == targets[0].shape[1:]]
+    if accumulate == 1 or not alike:
+        return list(targets)
+    return [torch.cat(alike[i : i + accumulate]) for i in range(0, len(alike), accumulate)]
+
+
+def _probed(
+    compare: Compare, output: Tensor, target: Tensor, kinds: TargetReading | None, line: str | None
+) -> dict[str, Any]:
     """The loss's nature, from a few rows on the CPU: there an output it refuses does no harm."""
     rows = max(2, min(len(output), _VALUES // max(1, output[0].numel())))
     if len(target) == len(output):
@@ -120,8 +145,35 @@ def _probed(compare: Compare, output: Tensor, target: Tensor, line: str | None) 
         return {}
     shape, target = tuple(output.shape), target.detach().cpu()
     loss = read_loss(compare, shape, target)
+    if loss is not None and kinds is not None:
+        loss = _on_classes(loss, compare, shape, target, kinds)
     paired = pairs_samples(compare, shape, target) if shape != tuple(target.shape) else None
     return {"loss": replace(loss, line=line) if loss else None, "paired": paired}
+
+
+def _on_classes(
+    loss: LossReading, compare: Compare, shape: tuple[int, ...], target: Tensor, given: TargetReading
+) -> LossReading:
+    """With what it makes of the classes that the targets hold, where there is one target per sample."""
+    present = sorted((pair for pair in given.counts if pair[1]), key=lambda pair: pair[1])
+    if len(present) < 2 or len(shape) > 2 or math.prod(given.shape[1:]) not in (1, len(given.counts)):
+        return loss
+    rare, common = (_row(target, value, given.one_hot) for value in (present[0][0], present[-1][0]))
+    even = torch.full(shape, 0.0 if loss.wants == "logits" else 0.5)
+    loss = replace(loss, weighted=weighs_more(compare, even, target, common, rare))
+    if given.one_hot is None and loss.family == "binary cross entropy" and len(present) > 2:
+        values = [value for value, _ in present[-_CLASSES:]]
+        loss = replace(loss, kinds=classes_told_apart(compare, shape, target, values))
+    return loss
+
+
+def _row(target: Tensor, value: float, one_hot: int | None) -> Tensor:
+    """The target of a sample of this class."""
+    if one_hot is None:
+        return torch.full_like(target[0], value)
+    row = torch.zeros_like(target[0])
+    row[int(value)] = 1
+    return row
 
 
 def _comparable(output: Tensor, target: Tensor) -> bool:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -38,6 +38,9 @@ _TOLERANCE = 1e-2
 
 _STRATA = ((-4.0, -1.2), (-1.0, 0.0), (0.0, 1.0), (1.2, 4.0))
 """Between which raw scores are drawn: beyond both ends of a hinge, and far enough to bend a sigmoid."""
+
+_HEAVIER = 1.2
+"""Slopes of two classes that differ by less count the same: smoothing and clipping differ by as much."""
 
 _AROUND = torch.tensor((-3.0, -0.6, 0.8, 2.5), dtype=torch.float64)
 """How many deviations from the target the loss of an amount is probed."""
@@ -98,6 +101,48 @@ def pairs_samples(compare: Compare, shape: tuple[int, ...], target: Tensor) -> b
     around = [] if aligned is None else [aligned + (2 * near - 1) * _spread(aligned)]
     found = [_pairs(compare, points, target, moved) for points in (near, *around)]
     return True if True in found else found[0]
+
+
+def classes_told_apart(
+    compare: Compare, shape: tuple[int, ...], target: Tensor, classes: Sequence[float]
+) -> int:
+    """How many of these classes a loss tells apart, by its slope where all targets are of one class.
+
+    Example:
+        >>> above = lambda p, y: torch.nn.functional.binary_cross_entropy(p, (y > 1).to(p))
+        >>> classes_told_apart(above, (4,), torch.tensor([0, 1, 2, 3]), [0.0, 1.0, 2.0, 3.0])
+        2
+    """
+    points = 0.1 + 0.8 * _random((1, *shape))
+    found: list[Tensor] = []
+    for value in classes:
+        slopes = _slopes(compare, points, torch.full_like(target, value))
+        if slopes is not None and not any(torch.allclose(slopes, known) for known in found):
+            found.append(slopes)
+    return len(found)
+
+
+def weighs_more(compare: Compare, z: Tensor, target: Tensor, first: Tensor, second: Tensor) -> bool:
+    """Whether samples of the second class move a loss clearly more than as many of the first.
+
+    Args:
+        z: an output that prefers neither class, all rows alike.
+        first: the target of a sample of that class, in the form of one row of `target`.
+
+    Example:
+        >>> loss = torch.nn.CrossEntropyLoss(torch.tensor([0.1, 0.9]))
+        >>> y = torch.tensor([0, 0, 0, 1])
+        >>> weighs_more(loss, torch.zeros(4, 2), y, y[0], y[3])
+        True
+    """
+    half = min(len(target), len(z)) // 2
+    if not half:
+        return False
+    slopes = _slopes(compare, z[None, : 2 * half], torch.stack([first] * half + [second] * half))
+    if slopes is None:
+        return False
+    sizes = slopes[0].abs()
+    return bool(sizes[half:].sum() > _HEAVIER * sizes[:half].sum())
 
 
 def _pairs(compare: Compare, points: Tensor, target: Tensor, moved: Tensor) -> bool | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from time import process_time
 
 from gradmend.contract import read_contract
 from gradmend.data import as_batches
@@ -26,10 +28,13 @@ from gradmend.diagnosis.disturb import disturb
 from gradmend.diagnosis.finding import Diagnosis, Finding, Severity
 from gradmend.diagnosis.intervention import decide
 from gradmend.diagnosis.prognosis import Prognosis, prognose
+from gradmend.diagnosis.rerun import drawn
+from gradmend.diagnosis.trial import settle
 from gradmend.inquiry import inquire
 from gradmend.kinds import rows_in
 from gradmend.probe import measure
 from gradmend.profile import Profile
+from gradmend.readings import Response
 from gradmend.response import look_ahead, respond
 from gradmend.setup import Batch, Setup
 
@@ -52,8 +57,14 @@ RULES: tuple[Callable[[Profile], Finding | None], ...] = (
 )
 """Each looks at a profile and says what it finds: exact contradictions first, then roots, then symptoms."""
 
-_BATCHES, _SAMPLES = 4, 256
+_BATCHES, _SAMPLES = 4, 128
 """So many batches are looked at, of which the first so many samples are measured."""
+
+_TRIED, _PACED = 6, 10
+"""Steps that are tried on one batch; and where it counts how their pace changes, for more are planned."""
+
+_SLOW, _FEWEST = 0.5, 4
+"""Seconds of a step: of slower ones some dozen are too many. They are tried on fewer samples, but so many."""
 
 
 def diagnose(setup: Setup, batches: Batch | Iterable[Batch], *, steps: int | None = None) -> Diagnosis:
@@ -80,16 +91,43 @@ def diagnose(setup: Setup, batches: Batch | Iterable[Batch], *, steps: int | Non
         ['softmax before logits loss']
     """
     given = as_batches(batches, limit=_BATCHES)
-    profile = measure(setup, iter(_enough(given)))  # a list of tensors would pass for one batch
-    profile = replace(profile, contract=read_contract(setup, given))
+    profile, seconds = _measured(setup, _enough(given))
+    contract = read_contract(replace(setup, optimizer=None), given)  # which way it steps comes with the steps
+    profile = replace(profile, contract=contract)
+    fewer = [drawn(batch, _affordable(batch, seconds)) for batch in given]
+    if fewer[0] is not given[0]:
+        given, profile = fewer, replace(profile, tried=rows_in(fewer[0]))
     if setup.optimizer is not None and wiring.non_finite(profile) is None:
-        profile = replace(profile, response=respond(setup, given[0]), planned=steps)
+        response = respond(setup, given[0], _TRIED if steps is None else _PACED)
+        profile = _with_response(profile, response, steps)
         profile = replace(profile, regime=inquire(setup, given[0], profile))
     if wiring.non_finite(profile) is None:
         profile = replace(profile, disturbance=disturb(setup, given[0], profile.anatomy))
     diagnosis = _judge(profile)
     findings = decide(setup, given[0], profile, diagnosis.findings)
-    return replace(diagnosis, findings=findings, prognosis=_prognosis(setup, given, profile))
+    diagnosis = replace(diagnosis, findings=findings, prognosis=_prognosis(setup, given, profile))
+    return replace(diagnosis, findings=settle(setup, given, profile, diagnosis))
+
+
+def _measured(setup: Setup, batches: Sequence[Batch]) -> tuple[Profile, float]:
+    """The profile, and how long one step of it took the processor."""
+    start = process_time()
+    profile = measure(setup, iter(batches))  # a list of tensors would pass for one batch
+    return profile, (process_time() - start) / len(batches)
+
+
+def _affordable(batch: Batch, seconds: float) -> int:
+    """How many samples to try steps on, so that each takes no longer than one that is called slow."""
+    if seconds <= _SLOW:
+        return rows_in(batch)
+    return max(_FEWEST, 1 << int(math.log2(max(1.0, rows_in(batch) * _SLOW / seconds))))
+
+
+def _with_response(profile: Profile, response: Response | None, planned: int | None) -> Profile:
+    contract = profile.contract
+    if contract is not None and response is not None:
+        contract = replace(contract, descent=response.descent)
+    return replace(profile, response=response, planned=planned, contract=contract)
 
 
 def _prognosis(setup: Setup, batches: Sequence[Batch], profile: Profile) -> Prognosis | None:
@@ -105,8 +143,10 @@ def _enough(batches: Sequence[Batch]) -> list[Batch]:
 
 
 def look(setup: Setup, batches: Batch | Iterable[Batch]) -> Diagnosis:
-    """A quicker diagnosis, without the steps on a copy: it says nothing of the learning rate."""
-    return _judge(measure(setup, iter(as_batches(batches, limit=1))))
+    """A quicker diagnosis, without steps on a copy: it says nothing of the learning rate."""
+    given = as_batches(batches, limit=1)
+    profile = measure(setup, iter(given))
+    return _judge(replace(profile, contract=read_contract(setup, given)))
 
 
 def _judge(profile: Profile) -> Diagnosis:

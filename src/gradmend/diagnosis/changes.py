@@ -44,17 +44,18 @@ class Drawn(Change):
         self._signals: dict[int, Tensor] = {}
 
     def before(self, call: Call, index: int) -> None:
-        """Draw the weight; the values of the gradient's way back are new ones, and it ends where it did."""
+        """Draw the weight; where gradients went to the old one, they go to the new one."""
         if index in self._replaced:  # which may be about to overwrite its input
             self._signals[index], call.activation = call.signal.clone(), _leaky
         if index not in self._wanted or call.weight is None or not call.fan_in:
             return
         deviation = math.sqrt(self._wanted[index] / call.fan_in)
         if id(call.weight) not in self._weights:  # one that is used twice stays one
-            self._weights[id(call.weight)] = deviation * torch.randn_like(call.weight)
-        _give(call, call.weight, _straight(self._weights[id(call.weight)], call.weight))
+            drawn = torch.empty_like(call.weight, requires_grad=False).normal_(0.0, deviation)
+            self._weights[id(call.weight)] = drawn.requires_grad_(call.weight.requires_grad)
+        _give(call, call.weight, self._weights[id(call.weight)])
         for bias in [b for b in call.args if isinstance(b, nn.Parameter) and b.dim() == 1]:
-            _give(call, bias, _straight(torch.zeros_like(bias), bias))
+            _give(call, bias, torch.zeros_like(bias, requires_grad=bias.requires_grad))
 
     def after(self, call: Call, site: Site, output: Tensor) -> Tensor | None:
         """The leaky ReLU of what the activation got."""
@@ -105,11 +106,6 @@ def standardized(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     apart = x - x.mean(dims, keepdim=True)
     variance = apart.square().mean(dims, keepdim=True)
     return apart / variance.where(variance > 0, 1.0).sqrt()
-
-
-def _straight(values: Tensor, parameter: Tensor) -> Tensor:
-    """These values, with a gradient that goes on to the parameter."""
-    return values + (parameter - parameter.detach())
 
 
 def _give(call: Call, old: Tensor, new: Tensor) -> None:

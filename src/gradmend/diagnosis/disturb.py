@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradmend import stats
 from gradmend.anatomy import Anatomy, Site
-from gradmend.diagnosis.rerun import Change, Trace, followed, rerun
+from gradmend.diagnosis.rerun import Change, Trace, Traces, followed, rerun, samples_of
 from gradmend.disturbance import Disturbance, Echo
 from gradmend.recorder import Call
 from gradmend.setup import Batch, Setup
@@ -45,14 +46,23 @@ def disturb(setup: Setup, batch: Batch, anatomy: Anatomy) -> Disturbance | None:
     attention = [site for site in anatomy.sites if site.kind == "attention"]
     if len(weighted) < _FEWEST and len(attention) < 2:
         return None
-    plain = rerun(setup, batch, Change())
-    moved = rerun(setup, batch, Moved()) if plain and followed(plain, anatomy.sites) else None
-    if plain is None or moved is None or not followed(moved, anatomy.sites):
+    passes = (_passes(setup, rows, anatomy) for rows in samples_of(batch, anatomy, stats.SAMPLES))
+    plain, moved = next((pair for pair in passes if pair), ({}, {}))
+    if not plain:
         return None
     both = [site for site in weighted if site.index in plain and site.index in moved]
     echoes = tuple(_echo(site.index, plain[site.index], moved[site.index]) for site in both)
     tokens = tuple((i, trace.tokens.item()) for i, trace in plain.items() if trace.tokens is not None)
     return Disturbance(echoes, tokens)
+
+
+def _passes(setup: Setup, batch: Batch, anatomy: Anatomy) -> tuple[Traces, Traces] | None:
+    """Without the disturbance and with it; None where they differ in more than that."""
+    plain = rerun(setup, batch, Change())
+    if not plain or not followed(plain, anatomy.sites):
+        return None
+    moved = rerun(setup, batch, Moved())
+    return (plain, moved) if moved and followed(moved, anatomy.sites) else None
 
 
 class Moved(Change):

@@ -117,8 +117,10 @@ class Diagnosis(Printable):
     def __rich__(self) -> RenderableType:
         good = "bold yellow" if self._doubtful else "bold green"
         verdict = Text(self.verdict, style=good if self.healthy else "bold red")
-        outlook = [] if self.prognosis is None else [Text(self.prognosis.sentence)]
-        return Group(depth_picture(self.profile), Text(), *self.findings, Text(), *outlook, verdict)
+        notes = [] if self.prognosis is None else [Text(self.prognosis.sentence)]
+        if (tried := self.profile.tried) is not None:
+            notes.append(Text(f"A step takes long: steps were tried on {tried} samples of each batch."))
+        return Group(depth_picture(self.profile), Text(), *self.findings, Text(), *notes, verdict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""

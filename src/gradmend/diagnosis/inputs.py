@@ -19,11 +19,11 @@ def unscaled_input(profile: Profile) -> Finding | None:
     rate must suit the largest (LeCun et al. 1998). The bounds of the rms
     leave room for every usual scaling ([0, 1], [-1, 1], standardized); raw pixels (rms about 100) and raw
     tables are outside. A network that begins by rescaling its input is exempt, and a stray column is
-    another finding.
+    another finding; so is one that is zero.
     """
     inputs = profile.inputs
     columns = profile.contract.columns if profile.contract else None
-    if inputs is None or (columns is not None and columns.stray):
+    if inputs is None or not inputs.rms or (columns is not None and columns.stray):
         return None
     low, high = inputs.deviations
     spread = high / low if low > 0 else 1.0
@@ -63,6 +63,8 @@ def stray_column(profile: Profile) -> Finding | None:
     columns = profile.contract.columns if profile.contract else None
     if columns is None or not columns.stray:
         return None
+    if profile.inputs is not None and profile.inputs.rms < columns.spread / 100:
+        return None  # the network leaves it out, or scales it
     names = lines([str(i) for i in columns.stray])
     severity = Severity.ERROR if columns.spread > 1000 else Severity.WARNING
     text = f"Column {names} of the input (counted from 0) looks like row numbers, or times. Leave it out."

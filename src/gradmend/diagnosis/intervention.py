@@ -24,7 +24,7 @@ from gradmend.diagnosis.changes import (
     variances,
 )
 from gradmend.diagnosis.finding import Finding, Severity
-from gradmend.diagnosis.rerun import Change, Trace, cosine_gap, followed, rerun
+from gradmend.diagnosis.rerun import Change, Trace, Traces, cosine_gap, followed, rerun, samples_of
 from gradmend.diagnosis.signal import (
     dead_units,
     exploding_gradient,
@@ -38,6 +38,9 @@ from gradmend.setup import Batch, Setup
 
 _ENOUGH = 0.05
 """A step of another length shows something if it lowers the loss by this share of it."""
+
+_ROWS = 64
+"""So many samples run through the changed network: enough to tell which units are dead."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,11 @@ class _Outcome:
 def _try_all(setup: Setup, batch: Batch, profile: Profile, symptoms: dict[Cause, Symptom]) -> list[_Outcome]:
     """Take away one suspect after the other; what is no cause by itself only if nothing else helps."""
     outcomes: list[_Outcome] = []
+    rows = samples_of(batch, profile.anatomy, _ROWS)
     for suspect in suspects(profile):
         if not suspect.causes and any(o.helps for o in outcomes):
             break
-        traces = rerun(setup, batch, suspect.change)
+        traces = next((found for some in rows if (found := rerun(setup, some, suspect.change))), None)
         if traces and followed(traces, profile.anatomy.sites):
             outcomes.append(_outcome(suspect, profile, without(profile, traces), symptoms))
     return outcomes
@@ -150,7 +154,7 @@ def suspects(profile: Profile) -> list[Suspect]:
     return [*found, between] if functions else found
 
 
-def without(profile: Profile, traces: dict[int, Trace]) -> Profile:
+def without(profile: Profile, traces: Traces) -> Profile:
     """The profile as it would be measured in the rerun."""
     sites = tuple(_seen(r, traces[r.site.index]) for r in profile.sites if r.site.index in traces)
     return replace(profile, sites=sites)

@@ -35,7 +35,7 @@ def constant_labels(profile: Profile) -> Finding | None:
     are a warning, for an equation may be asked to hold, and its residual to vanish.
     """
     target = profile.contract.target if profile.contract else None
-    if target is None or target.samples < _FEW:
+    if target is None or target.samples < _FEW or target.partial:
         return None
     if target.sorted:
         text = (
@@ -81,12 +81,18 @@ def shuffled_labels(profile: Profile) -> Finding | None:
 
 
 def class_imbalance(profile: Profile) -> Finding | None:
-    """More than nine of ten samples are of one class, of 64 or more: so right is who always says that."""
+    """More than nine of ten samples are of one class, of 64 or more: so right is who always says that.
+
+    Silent if the loss counts the rarest class more than the commonest.
+    """
     target = profile.contract.target if profile.contract else None
     if target is None or target.samples < _MANY or not (single(target) or target.one_hot == 1):
         return None
     counts = [count for _, count in target.counts]
     share = max(counts, default=0) / max(1, sum(counts))
+    loss = profile.contract.loss if profile.contract else None
+    if loss is not None and loss.weighted:
+        return None
     if not 1 - _RARE < share < 1 or sum(count > 0 for count in counts) > 20:
         return None
     value = max(target.counts, key=lambda pair: pair[1])[0]

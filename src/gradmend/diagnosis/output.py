@@ -153,7 +153,14 @@ def wrong_output_count(profile: Profile) -> Finding | None:
     output, loss, target = terms
     units = output.units
     kinds = len(target.counts)
-    if loss.family == "binary cross entropy" and units == 1 and class_numbers(target) and kinds > 2:
+    blind = loss.kinds is not None and loss.kinds <= 2
+    if (
+        loss.family == "binary cross entropy"
+        and units == 1
+        and class_numbers(target)
+        and kinds > 2
+        and not blind
+    ):
         text = (
             f"One unit tells two classes apart, and the targets hold {kinds}. Give the last layer {kinds} "
             "units, "

@@ -59,7 +59,11 @@ def too_much_dropout(profile: Profile) -> Finding | None:
 
     Without it three steps have to lower the loss by a tenth: then it is dropout that stands in the way. The
     loss with dropout is higher at first anyway, and a noisy gradient alone only asks for patience.
+
+    Behind the last weights it is one in any case: it then strikes out what the network answers.
     """
+    if found := _on_the_output(profile):
+        return found
     regime = profile.regime
     if regime is None or regime.dropout_scale is None:
         return None
@@ -83,6 +87,27 @@ def too_much_dropout(profile: Profile) -> Finding | None:
         "rows to average the noise of dropout",
         sites=tuple(site.name for site in sites),
         where=tuple(dict.fromkeys(site.line for site in sites if site.line)),
+    )
+
+
+def _on_the_output(profile: Profile) -> Finding | None:
+    last = max((site.index for site in profile.anatomy.weighted()), default=math.inf)
+    after = [
+        s for s in profile.anatomy.sites if s.index > last and s.kind == "dropout" and s.settings.get("p")
+    ]
+    if not after or profile.contract is None or profile.contract.loss is None:
+        return None
+    share = float(after[0].settings["p"])
+    text = f"Dropout behind the last weights strikes out {share:.0%} of the answers. Leave it out."
+    return Finding(
+        Cause.TOO_MUCH_DROPOUT,
+        Severity.ERROR,
+        text,
+        share,
+        0.0,
+        "share of the outputs that are struck out",
+        sites=tuple(site.name for site in after),
+        where=tuple(dict.fromkeys(site.line for site in after if site.line)),
     )
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gradmend import stats
-from gradmend.anatomy import Site
+from gradmend.anatomy import Anatomy, Site
 from gradmend.harmless import undisturbed, untouched
 from gradmend.recorder import Call, Recorder
-from gradmend.samples import readable, real, samples_first
+from gradmend.samples import places, readable, real, samples_first
 from gradmend.setup import Batch, Setup
 
 
@@ -62,11 +65,17 @@ class Trace:
         return None if self.slopes is None else _rms(self.slopes)
 
 
+Traces = dict[int, Trace]
+"""What a rerun saw, by the index of the site."""
+
+
 @dataclass
 class _Eyes:
     change: Change
     traces: list[Trace] = field(default_factory=list)
     flat: dict[int, Tensor] = field(default_factory=dict)
+    reached: set[int] = field(default_factory=set)
+    ends: list[GradientEdge] = field(default_factory=list)
     count: int = 0
     listening: bool = False
 
@@ -86,7 +95,14 @@ class _Eyes:
             self.traces.append(trace)
             if output.requires_grad:
                 output.register_hook(lambda slope: self.backward(trace, slope))  # type: ignore[no-untyped-call]
+                self._note_end(site, output)
         return changed
+
+    def _note_end(self, site: Site, output: Tensor) -> None:
+        """The way back ends at the first sites: gradients of the weights are nobody's concern here."""
+        if self.reached.isdisjoint(site.inputs):
+            self.ends.append(get_gradient_edge(output))
+        self.reached.add(site.index)
 
     def backward(self, trace: Trace, slope: Tensor) -> None:
         if not self.listening:  # a loss that takes gradients itself
@@ -96,7 +112,7 @@ class _Eyes:
         trace.slopes = stats.some_samples(real(slope).flatten(1)).clone()
 
 
-def rerun(setup: Setup, batch: Batch, change: Change) -> dict[int, Trace] | None:
+def rerun(setup: Setup, batch: Batch, change: Change) -> Traces | None:
     """One forward and backward pass with a change on the way; the setup stays as it was.
 
     Noise such as dropout is the same in every rerun.
@@ -120,11 +136,40 @@ def rerun(setup: Setup, batch: Batch, change: Change) -> dict[int, Trace] | None
             with recorder.watching(given):
                 loss = setup.loss(given)
             eyes.listening = True
-            wanted = [p for p in setup.model.parameters() if p.requires_grad]
-            torch.autograd.grad(loss, wanted, allow_unused=True)
+            if eyes.ends:
+                torch.autograd.grad(loss, eyes.ends, allow_unused=True)
         except Exception:  # whatever a forward or a loss raises when its signal is another one
             return None
     return {trace.site.index: trace for trace in eyes.traces}
+
+
+def samples_of(batch: Batch, anatomy: Anatomy, most: int) -> list[Batch]:
+    """The batch with fewer samples, where they do not mix; then the whole batch.
+
+    The second is for models that take no other size. Batch normalization mixes samples.
+
+    >>> [len(x) for x, _ in samples_of((torch.zeros(64, 2), torch.zeros(64)), Anatomy((), ()), 16)]
+    [16, 64]
+    """
+    mixed = any(site.function == "batch_norm" for site in anatomy.sites)
+    fewer = batch if mixed else drawn(batch, most)
+    return [batch] if fewer is batch else [fewer, batch]
+
+
+def drawn(batch: Batch, most: int) -> Batch:
+    """The batch with at most so many of its samples, those that statistics look at.
+
+    The batch itself, if it has no more, or if its tensors do not agree how many it has.
+
+    >>> x, y = drawn((torch.arange(4), torch.arange(4)), 2)
+    >>> len(x), torch.equal(x, y)
+    (2, True)
+    """
+    sizes = {tensor.size(0) for tensor in tree_leaves(batch) if isinstance(tensor, Tensor) and tensor.dim()}
+    if len(sizes) != 1 or (rows := sizes.pop()) <= most:
+        return batch
+    chosen = partial(places, rows, most)
+    return tree_map_only(Tensor, lambda t: t[chosen(t.device)] if t.dim() else t, batch)
 
 
 def _trace(call: Call, site: Site, output: Tensor) -> Trace:
@@ -161,6 +206,6 @@ def cosine_gap(rows: Tensor) -> float:
     return 1 - float(stats.directions(stats.gram(rows))[0])
 
 
-def followed(traces: dict[int, Trace], sites: Sequence[Site]) -> bool:
+def followed(traces: Traces, sites: Sequence[Site]) -> bool:
     """Whether a rerun went through the same sites as the measured step."""
     return all(s.index not in traces or traces[s.index].site.name == s.name for s in sites)

@@ -28,6 +28,7 @@ SIGNAL = frozenset(
     {
         Cause.WEIGHTS_TOO_SMALL,
         Cause.WEIGHTS_TOO_LARGE,
+        Cause.CHAOS,
         Cause.VANISHING_GRADIENT,
         Cause.EXPLODING_GRADIENT,
         Cause.INFORMATION_COLLAPSE,
@@ -49,16 +50,18 @@ class Change(Printable):
         remedy: with all its parameters, also those that it found from the data.
         setup: a copy of the setup, changed.
         edits: what was changed; none if the remedy had nothing to do.
+        by_hand: what is left to the user, whose source it takes: a sentence each, with `file:line`.
     """
 
     remedy: Remedy
     setup: Setup
     edits: tuple[Edit, ...]
+    by_hand: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
         """The change in one line."""
-        places = [edit.where for edit in self.edits if edit.where]
+        places = {edit.where for edit in self.edits if edit.where}
         return self.remedy.title + (f" ({len(places)} layers)" if len(places) > 1 else "")
 
     def __rich__(self) -> RenderableType:
@@ -96,6 +99,10 @@ class Remedy(ABC):
     ) -> tuple[Setup, Remedy, list[Edit]]:
         """Change this private copy; returns it, the remedy with what it found, and the edits."""
 
+    def by_hand(self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]) -> tuple[str, ...]:
+        """What it would change if it could: edits for the user, a sentence each, with `file:line`."""
+        return ()
+
     @final
     def apply(self, setup: Setup, batches: Batch | Iterable[Batch]) -> Change:
         """Apply to a copy of a setup.
@@ -115,15 +122,16 @@ class Remedy(ABC):
         before = list(copy.model.parameters())
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(SEED)
-            applies = self.applies_to(copy, anatomy)
+            applies, by_hand = self.applies_to(copy, anatomy), self.by_hand(copy, anatomy, given)
             changed, remedy, edits = self.edit(copy, anatomy, given) if applies else (copy, self, [])
         if not edits:
-            warnings.warn(f"{self!r} found nothing to change.", NoEffectWarning, stacklevel=2)
+            text = " ".join([f"{self!r} found nothing to change.", *by_hand])
+            warnings.warn(text, NoEffectWarning, stacklevel=2)
         else:
             self._check(changed, given[0])
         if isinstance(changed.optimizer, Optimizer):
             surgery.sync_optimizer(changed.optimizer, before, list(changed.model.parameters()))
-        return Change(remedy, changed, tuple(edits))
+        return Change(remedy, changed, tuple(edits), by_hand)
 
     def _check(self, changed: Setup, batch: Batch) -> None:
         try:

@@ -8,26 +8,37 @@ from __future__ import annotations
 
 import inspect
 import math
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar, TypeAlias
+from functools import lru_cache, partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from gradmend import surgery
-from gradmend.anatomy import Anatomy, Site
+from gradmend import surgery, theory
+from gradmend.anatomy import INPUT, Activation, Anatomy, Site
 from gradmend.causes import Cause
-from gradmend.layers import set_weight
-from gradmend.remedies.base import SIGNAL, Remedy, weighted_layers
+from gradmend.remedies.base import SIGNAL, Remedy, is_output
+from gradmend.remedies.branches import residual_branches
+from gradmend.remedies.drawing import (
+    Init,
+    activation_before,
+    centred,
+    first_layers,
+    input_rms,
+    learning_layers,
+    orthogonal,
+    rectified,
+    rectifier_gain,
+    slope,
+    written,
+)
 from gradmend.setup import Batch, Setup
 from gradmend.surgery import Edit
+from gradmend.weights import looks_linear_, set_weight
 
-Init: TypeAlias = "partial[Tensor]"
-
-_RECTIFIERS = ("relu", "leaky_relu", "prelu", "rrelu", "relu6", "gelu", "silu", "mish")
+_ZERO: Init = partial(nn.init.zeros_)
 
 
 class Initialization(Remedy):
@@ -36,23 +47,27 @@ class Initialization(Remedy):
     treats: ClassVar[frozenset[Cause]] = SIGNAL | {Cause.SYMMETRIC_WEIGHTS}
     intrusion: ClassVar[int] = 3
 
-    @abstractmethod
     def init(self, site: Site, after: Site | None) -> Init:
         """What draws one layer's weight in place; `after` is the activation that follows the layer."""
+        raise NotImplementedError
+
+    def inits(
+        self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
+    ) -> Mapping[str, tuple[Init, Init]]:
+        """What draws the weight and the bias of each layer, by the layer's path."""
+        layers = learning_layers(setup, anatomy)
+        return {site.module: (self.init(site, after), _ZERO) for site, after in layers}
 
     def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
         """Whether there is a layer with weights that are not frozen."""
-        return bool(_learning_layers(setup, anatomy))
+        return bool(learning_layers(setup, anatomy))
 
     def edit(
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
     ) -> tuple[Setup, Remedy, list[Edit]]:
         """Draw new weights, layer by layer in the order of execution."""
-        edits = []
-        for site, after in _learning_layers(setup, anatomy):
-            init = self.init(site, after)
-            edits.append(surgery.fill(setup.model, site.module, init, _code(init)))
-        return setup, self, edits
+        inits = self.inits(setup, anatomy, batches)
+        return setup, self, [_fill(setup.model, path, *pair) for path, pair in inits.items()]
 
 
 @dataclass(frozen=True)
@@ -81,9 +96,7 @@ class He(Initialization):
 
     def init(self, site: Site, after: Site | None) -> Init:
         """What draws one layer's weight."""
-        if after is None or after.function not in _RECTIFIERS:
-            return partial(nn.init.kaiming_normal_, nonlinearity="linear")
-        return partial(nn.init.kaiming_normal_, a=_slope(after), nonlinearity="leaky_relu")
+        return _he(after)
 
 
 @dataclass(frozen=True)
@@ -115,10 +128,145 @@ class Orthogonal(Initialization):
 
     def init(self, site: Site, after: Site | None) -> Init:
         """What draws one layer's weight."""
-        rectified = after is not None and after.function in _RECTIFIERS
-        gain = math.sqrt(2 / (1 + _slope(after) ** 2)) if rectified and after else 1.0
-        expansion = math.sqrt(max(1.0, site.units / (site.fan_in or site.units)))
-        return partial(nn.init.orthogonal_, gain=gain * expansion)
+        return orthogonal(site, rectifier_gain(after))
+
+
+@dataclass(frozen=True)
+class DeltaOrthogonal(Initialization):
+    """Kernels that are orthogonal over channels at their centre and zero around it; other layers orthogonal.
+
+    A signal goes through such convolutions as through a fully connected network: nothing is lost to zero
+    padding, which costs 3x3 kernels up to a quarter of the squared gradient per layer on small maps.
+
+    Source: Xiao et al., Dynamical isometry and a mean field theory of CNNs: how to train 10,000-layer vanilla
+    convolutional neural networks, 2018, https://arxiv.org/abs/1806.05393
+    """
+
+    summary: ClassVar[str] = "delta-orthogonal initialization"
+
+    def init(self, site: Site, after: Site | None) -> Init:
+        """What draws one layer's weight."""
+        return orthogonal(site, rectifier_gain(after), delta=True)
+
+    def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
+        """Whether a convolution with weights that are not frozen can be delta-orthogonal."""
+        return any(centred(site) for site, _ in learning_layers(setup, anatomy))
+
+
+@dataclass(frozen=True)
+class Critical(Initialization):
+    """Weights and biases at the edge of chaos of this activation, where gradients keep their norm.
+
+    Mean-field theory gives the variance of the weights, and the first layer's is such that signals start at
+    the length to which they would come. Layers without an activation, or with one that has no such point, get
+    variance 1/fan_in. Costs a forward pass.
+
+    Args:
+        bias_variance: None takes the first of 0.05, 0.2, 0.5, 1 and 0 at which lengths are stable.
+
+    Source: Schoenholz, Gilmer, Ganguli, Sohl-Dickstein, Deep information propagation, 2017,
+    https://arxiv.org/abs/1611.01232
+    """
+
+    summary: ClassVar[str] = "critical initialization"
+    bias_variance: float | None = None
+
+    def inits(
+        self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
+    ) -> Mapping[str, tuple[Init, Init]]:
+        """What draws the weight and the bias of each layer, by the layer's path."""
+        layers = learning_layers(setup, anatomy)
+        first = [site.module for site in first_layers(anatomy, [site for site, _ in layers])]
+        sizes = input_rms(setup, batches[0], first)
+        return {site.module: self._pair(site, after, sizes.get(site.module)) for site, after in layers}
+
+    def _pair(self, site: Site, after: Site | None, size: float | None) -> tuple[Init, Init]:
+        phi = after.activation if after else None
+        point = _critical_point(phi, self.bias_variance) if phi else None
+        if point is None:
+            return partial(nn.init.kaiming_normal_, nonlinearity="linear"), _ZERO
+        variance = (point.q - point.bias_variance) / size**2 if size else point.weight_variance
+        deviation = math.sqrt(max(variance, 0.0) / (site.fan_in or site.units))
+        bias = partial(nn.init.normal_, std=math.sqrt(point.bias_variance)) if point.bias_variance else _ZERO
+        return partial(nn.init.normal_, std=deviation), bias
+
+
+@dataclass(frozen=True)
+class LooksLinear(Initialization):
+    """Mirrored orthogonal weights [[w, -w], [-w, w]], under which a plain rectifier network is an isometry.
+
+    relu(u) - relu(-u) is u, and so it is for GELU and SiLU: at first the network is linear and orthogonal, at
+    any depth, and each unit still bends. Layers of odd width, or without a rectifier, get orthogonal weights.
+
+    Source: Balduzzi et al., The shattered gradients problem: if resnets are the answer, then what is the
+    question?, 2017, https://arxiv.org/abs/1702.08591; Burkholz, Dubatovka, Initialization of ReLUs for
+    dynamical isometry, 2019, https://arxiv.org/abs/1806.06362
+    """
+
+    treats: ClassVar[frozenset[Cause]] = Initialization.treats | {Cause.SHATTERED_GRADIENTS}
+    summary: ClassVar[str] = "looks-linear initialization"
+
+    def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
+        """Whether two layers follow each other that can mirror."""
+        return any(_reads_mirrored(anatomy, site) for site, _ in learning_layers(setup, anatomy))
+
+    def inits(
+        self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
+    ) -> Mapping[str, tuple[Init, Init]]:
+        """What draws the weight and the bias of each layer, by the layer's path."""
+        layers = learning_layers(setup, anatomy)
+        return {site.module: (self._mirrored(anatomy, site, after), _ZERO) for site, after in layers}
+
+    def _mirrored(self, anatomy: Anatomy, site: Site, after: Site | None) -> Init:
+        reads, writes = _reads_mirrored(anatomy, site), _mirrors(anatomy, site)
+        if not (reads or writes) or (site.kind == "convolution" and not centred(site)):
+            return orthogonal(site, rectifier_gain(after))
+        kernel = math.prod(site.settings.get("kernel", ()))
+        rows, columns = site.units / (1 + writes), (site.fan_in or site.units) / kernel / (1 + reads)
+        expansion = math.sqrt(max(1.0, rows / columns))
+        before = anatomy.sites[activation_before(anatomy, site)] if reads else None
+        return partial(looks_linear_, gain=expansion / (1 + slope(before)), reads=reads, writes=writes)
+
+
+@dataclass(frozen=True)
+class Fixup(Initialization):
+    """For residual networks without normalization: He, each branch smaller with depth, and zero at its end.
+
+    All but the last layer of a branch of m layers are scaled by L^(-1 / (2m - 2)), L branches; the last layer
+    of each branch and the output layer begin at zero. So one step changes the output by an amount that does
+    not depend on L. The paper's scalar biases and multipliers, which help a little, are left out.
+
+    Source: Zhang, Dauphin, Ma, Fixup initialization: residual learning without normalization, 2019,
+    https://arxiv.org/abs/1901.09321
+    """
+
+    treats: ClassVar[frozenset[Cause]] = frozenset(
+        {Cause.RESIDUAL_GROWTH, Cause.EXPLODING_GRADIENT, Cause.WEIGHTS_TOO_LARGE, Cause.CHAOS}
+    )
+    summary: ClassVar[str] = "Fixup initialization"
+
+    def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
+        """Whether a residual branch has a layer whose weights are not frozen."""
+        learning = {site.module for site, _ in learning_layers(setup, anatomy)}
+        return any(branch.layers[-1].module in learning for branch in residual_branches(anatomy))
+
+    def inits(
+        self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
+    ) -> Mapping[str, tuple[Init, Init]]:
+        """What draws the weight and the bias of each layer, by the layer's path."""
+        branches = residual_branches(anatomy)
+        last, gains = {branch.layers[-1].index for branch in branches}, dict[int, float]()
+        for branch in branches:
+            m = len(branch.layers)
+            gain = len(branches) ** (-1 / (2 * m - 2)) if m > 1 else 1.0
+            gains |= dict.fromkeys((site.index for site in branch.layers[:-1]), gain)
+        found = {}
+        for site, after in learning_layers(setup, anatomy):
+            calls = [other.index for other in anatomy.weighted() if other.module == site.module]
+            zero = last.issuperset(calls) or is_output(anatomy, site)
+            init = _ZERO if zero else _scaled_he(site, after, gains.get(site.index, 1.0))
+            found[site.module] = (init, _ZERO)
+        return found
 
 
 @dataclass(frozen=True)
@@ -137,7 +285,7 @@ class LSUV(Remedy):
 
     def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
         """Whether there is a layer with weights that are not frozen."""
-        return bool(_learning_layers(setup, anatomy))
+        return bool(learning_layers(setup, anatomy))
 
     def edit(
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
@@ -177,24 +325,48 @@ def scale_to_unit_variance(model: nn.Module, paths: list[str], forward: Callable
             buffer.copy_(before)
 
 
-def _learning_layers(setup: Setup, anatomy: Anatomy) -> list[tuple[Site, Site | None]]:
-    """The layers whose weights are not frozen: frozen ones usually hold what another training learned."""
-    return [pair for pair in weighted_layers(setup, anatomy) if _learns(setup.model, pair[0].module)]
+def _fill(model: nn.Module, path: str, init: Init, bias: Init) -> Edit:
+    if bias is _ZERO:
+        return surgery.fill(model, path, init, written(init))
+    return surgery.fill(model, path, init, written(init), bias=bias, bias_code=written(bias))
 
 
-def _learns(model: nn.Module, path: str) -> bool:
-    named = model.get_submodule(path).named_parameters()
-    return any(p.requires_grad for name, p in named if name != "bias")
+def _he(after: Site | None) -> Init:
+    if not rectified(after):
+        return partial(nn.init.kaiming_normal_, nonlinearity="linear")
+    return partial(nn.init.kaiming_normal_, a=slope(after), nonlinearity="leaky_relu")
 
 
-def _slope(after: Site) -> float:
-    """The slope of a rectifier on its negative side."""
-    if after.function not in ("leaky_relu", "prelu") or after.activation is None:
-        return 0.0
-    return -after.activation(torch.tensor(-1.0, dtype=torch.float64)).item()
+def _scaled_he(site: Site, after: Site | None, gain: float) -> Init:
+    if gain == 1:
+        return _he(after)
+    return partial(nn.init.normal_, std=gain * rectifier_gain(after) / math.sqrt(site.fan_in or site.units))
 
 
-def _code(init: Init) -> str:
-    options = "".join(f", {key}={value!r}" for key, value in init.keywords.items())
-    name = f"nn.init.{init.func.__name__}"
-    return f"partial({name}{options})" if options else name
+@lru_cache(maxsize=256)
+def _critical_point(phi: Activation, bias_variance: float | None) -> theory.Critical | None:
+    choices = (0.05, 0.2, 0.5, 1.0, 0.0) if bias_variance is None else (bias_variance,)
+    points = (theory.critical(phi, choice) for choice in choices)
+    return next((point for point in points if point and point.stable and point.q > 0), None)
+
+
+def _mirrors(anatomy: Anatomy, site: Site) -> bool:
+    """Whether a layer can give [u, -u] to a rectifier, and the layers that read it can take the two apart."""
+    after = anatomy.activation_after(site)
+    even = site.units % 2 == 0 and rectified(after) and (site.kind == "linear" or centred(site))
+    return even and after is not None and not is_output(anatomy, after)
+
+
+def _reads_mirrored(anatomy: Anatomy, site: Site) -> bool:
+    """Whether the second half of a layer's inputs mirrors the first."""
+    index = activation_before(anatomy, site)
+    if index < 0 or (site.kind == "convolution" and not centred(site)):
+        return False
+    before = anatomy.sites[index]
+    while len(before.direct) == 1 and before.direct[0] != INPUT:
+        before = anatomy.sites[before.direct[0]]
+        if before.weighted:
+            return _mirrors(anatomy, before)
+        if before.kind not in ("normalization", "dropout"):
+            break
+    return False

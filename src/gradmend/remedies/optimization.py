@@ -1,53 +1,79 @@
-"""Optimizer, learning rate, schedule and weight decay. The model stays as it is."""
+"""Optimizer, learning rate, weight decay and batch size. The model stays as it is."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim import lr_scheduler as schedulers
 
 from gradmend.anatomy import Anatomy
 from gradmend.causes import Cause
 from gradmend.errors import SetupError, suggest
+from gradmend.harmless import undisturbed
+from gradmend.kinds import rows_in
 from gradmend.remedies.base import Remedy
-from gradmend.setup import Batch, Budget, OptimizerFactory, Setup
+from gradmend.remedies.factory import option_edit, with_options
+from gradmend.setup import Batch, Budget, Setup
 from gradmend.surgery import Edit
 from gradmend.training import Trial, run_trial
+from gradmend.updates import changes
 
 _DECADES = range(-7, 3)
 _STEPS, _ENOUGH = 20, 0.1
 """Each rate is tried for so many steps; a smaller rate may miss this share of the best fall in loss."""
 
+_ALONG, _ITERATIONS, _REACH = 0.999, 12, 1e-3
+"""Cosine of steps that follow the gradient; power iterations; how far the gradient's differences reach."""
+
 
 @dataclass(frozen=True)
 class LearningRate(Remedy):
-    """Another learning rate: the one given, or the best of a range, each tried for 20 steps on a copy.
+    """Another learning rate: the one given, or found on a copy. Weights and optimizer state stay.
 
     Args:
-        lr: None finds it: of 1e-7, 1e-6, ... 100, then 0.3 and 3 times the best, the smallest that brings
-            nine tenths of the best fall in loss.
+        lr: None finds it.
+        by: "range" tries 1e-7, 1e-6, ... 100 for 20 steps each, then 0.3 and 3 times the best, and takes the
+            smallest that brings nine tenths of the best fall in loss. "curvature" takes 26 gradients: one
+            over the largest curvature of the loss where the optimizer follows the gradient, else the rate
+            at which its next step would end in the lowest point along it.
 
     Source: Smith, Cyclical learning rates for training neural networks, 2017,
-    https://arxiv.org/abs/1506.01186
+    https://arxiv.org/abs/1506.01186 (range); LeCun, Simard, Pearlmutter, Automatic learning rate maximization
+    by on-line estimation of the Hessian's eigenvectors, 1992 (curvature)
     """
 
     treats: ClassVar[frozenset[Cause]] = frozenset(
-        {Cause.LEARNING_RATE_TOO_HIGH, Cause.LEARNING_RATE_TOO_LOW}
+        {
+            Cause.LEARNING_RATE_TOO_HIGH,
+            Cause.LEARNING_RATE_TOO_LOW,
+            Cause.TOO_FEW_STEPS,
+            Cause.DIVERGENCE,
+            Cause.OSCILLATING_LOSS,
+            Cause.SLOW_CONVERGENCE,
+            Cause.PLATEAU,
+            Cause.DYING_UNITS,
+        }
     )
     intrusion: ClassVar[int] = 2
     summary: ClassVar[str] = "learning rate {lr:.3g}"
     lr: float | None = None
+    by: str = "range"
+
+    def __post_init__(self) -> None:
+        if self.by not in _FINDERS:
+            raise SetupError(f"A learning rate is not found by {self.by!r}. {suggest(self.by, _FINDERS)}")
 
     @property
     def title(self) -> str:
         """The summary with the values of the fields."""
-        return "learning rate by range test" if self.lr is None else self.summary.format(lr=self.lr)
+        found = "curvature" if self.by == "curvature" else "range test"
+        return f"learning rate by {found}" if self.lr is None else self.summary.format(lr=self.lr)
 
     def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
         """Whether there is an optimizer."""
@@ -57,16 +83,18 @@ class LearningRate(Remedy):
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
     ) -> tuple[Setup, Remedy, list[Edit]]:
         """Set the rate of all groups."""
-        lr = _best_rate(setup, batches) if self.lr is None else self.lr
+        lr = _FINDERS[self.by](setup, batches) if self.lr is None else self.lr
         if all(group["lr"] == lr for group in setup.build_optimizer().param_groups):
             return setup, replace(self, lr=lr), []
-        code = f"for group in optimizer.param_groups:\n    group['lr'] = {lr!r}"
-        return with_options(setup, lr=lr), replace(self, lr=lr), [Edit("", code, f"learning rate {lr:.3g}")]
+        edit = option_edit("lr", lr, f"learning rate {lr:.3g}")
+        return with_options(setup, lr=lr), replace(self, lr=lr), [edit]
 
 
 @dataclass(frozen=True)
 class UseOptimizer(Remedy):
     """Another of torch's optimizers, over all parameters that are not frozen; its state starts afresh.
+
+    Weights stay. Adam keeps two numbers per weight, momentum and RMSprop one.
 
     Args:
         name: Adam, AdamW, SGD, RMSprop, Adagrad, ...
@@ -77,7 +105,13 @@ class UseOptimizer(Remedy):
     """
 
     treats: ClassVar[frozenset[Cause]] = frozenset(
-        {Cause.LEARNING_RATE_TOO_HIGH, Cause.LEARNING_RATE_TOO_LOW}
+        {
+            Cause.LEARNING_RATE_TOO_HIGH,
+            Cause.LEARNING_RATE_TOO_LOW,
+            Cause.UNFIT_OPTIMIZER,
+            Cause.SLOW_CONVERGENCE,
+            Cause.PLATEAU,
+        }
     )
     intrusion: ClassVar[int] = 2
     summary: ClassVar[str] = "{name}"
@@ -120,11 +154,14 @@ class UseOptimizer(Remedy):
 class WeightDecay(Remedy):
     """Decay of the weights by the optimizer: an L2 term, or decoupled where the optimizer decouples it.
 
+    More of it against overfitting, less where it pulls harder than the data. Penalties that the loss itself
+    adds stay. Weights and optimizer state stay; costs next to nothing.
+
     Source: Krogh, Hertz, A simple weight decay can improve generalization, 1992; Loshchilov, Hutter,
     Decoupled weight decay regularization, 2019, https://arxiv.org/abs/1711.05101
     """
 
-    treats: ClassVar[frozenset[Cause]] = frozenset()
+    treats: ClassVar[frozenset[Cause]] = frozenset({Cause.TOO_MUCH_WEIGHT_DECAY, Cause.OVERFITTING})
     intrusion: ClassVar[int] = 2
     summary: ClassVar[str] = "weight decay {value:g}"
     value: float = 1e-4
@@ -140,84 +177,70 @@ class WeightDecay(Remedy):
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
     ) -> tuple[Setup, Remedy, list[Edit]]:
         """Set the decay of all groups."""
-        code = f"for group in optimizer.param_groups:\n    group['weight_decay'] = {self.value!r}"
-        return with_options(setup, weight_decay=self.value), self, [Edit("", code, self.title)]
-
-
-SCHEDULES: dict[str, Callable[[int], tuple[str, dict[str, Any]]]] = {
-    "linear": lambda n: ("LinearLR", {"start_factor": 1.0, "end_factor": 0.0, "total_iters": n}),
-    "polynomial": lambda n: ("PolynomialLR", {"total_iters": n, "power": 2.0}),
-    "cosine": lambda n: ("CosineAnnealingLR", {"T_max": n}),
-    "exponential": lambda n: ("ExponentialLR", {"gamma": 0.01 ** (1 / n)}),
-    "step": lambda n: ("StepLR", {"step_size": max(1, n // 3), "gamma": 0.1}),
-    "warm-up": lambda n: ("LinearLR", {"start_factor": 0.01, "end_factor": 1.0, "total_iters": n}),
-}
-"""Name -> (torch's scheduler, its options) for `n` optimizer steps."""
+        edit = option_edit("weight_decay", self.value, self.title)
+        return with_options(setup, weight_decay=self.value), self, [edit]
 
 
 @dataclass(frozen=True)
-class UseSchedule(Remedy):
-    """One of torch's learning-rate schedules, stepped once per optimizer step.
+class Epsilon(Remedy):
+    """The usual epsilon of an adaptive optimizer: so small that it does not shorten the steps.
 
-    Args:
-        name: linear, polynomial, cosine, exponential, step, or warm-up.
-        steps: over how many optimizer steps.
+    All else of the optimizer, and its state, stays. Costs nothing.
 
-    Source: Loshchilov, Hutter, SGDR, 2017, https://arxiv.org/abs/1608.03983 (cosine); Goyal et al., Accurate,
-    large minibatch SGD, 2017, https://arxiv.org/abs/1706.02677 (warm-up)
+    Source: Kingma, Ba, Adam, 2015, https://arxiv.org/abs/1412.6980
     """
 
-    treats: ClassVar[frozenset[Cause]] = frozenset()
+    treats: ClassVar[frozenset[Cause]] = frozenset({Cause.UNFIT_OPTIMIZER, Cause.NON_FINITE})
     intrusion: ClassVar[int] = 2
-    summary: ClassVar[str] = "{name} schedule over {steps} steps"
-    name: str = "cosine"
-    steps: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.name not in SCHEDULES:
-            raise SetupError(f"There is no schedule {self.name!r} here. {suggest(self.name, SCHEDULES)}")
+    summary: ClassVar[str] = "epsilon {value:g}"
+    value: float = 1e-8
 
     def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
-        """Whether there is an optimizer and no schedule yet."""
-        return setup.optimizer is not None and setup.schedule is None
+        """Whether the optimizer knows an epsilon and has another one."""
+        if setup.optimizer is None:
+            return False
+        groups = setup.build_optimizer().param_groups
+        return any(group.get("eps", self.value) != self.value for group in groups)
 
     def edit(
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
     ) -> tuple[Setup, Remedy, list[Edit]]:
-        """Add the schedule."""
-        kind, options = SCHEDULES[self.name](self.steps)
-        written = "".join(f", {key}={value!r}" for key, value in options.items())
-        code = (
-            f"schedule = torch.optim.lr_scheduler.{kind}(optimizer{written})\n"
-            "# after each optimizer.step():\n# schedule.step()"
-        )
-        factory = partial(getattr(schedulers, kind), **options)
-        return replace(setup, schedule=factory), self, [Edit("", code, self.title)]
+        """Set the epsilon of all groups."""
+        edit = option_edit("eps", self.value, self.title)
+        return with_options(setup, eps=self.value), self, [edit]
 
 
 @dataclass(frozen=True)
-class _WithOptions:
-    """An optimizer factory whose groups get other options."""
+class BatchSize(Remedy):
+    """Batches of so many rows: the batches that come are joined or cut when the setup trains.
 
-    factory: OptimizerFactory
-    options: tuple[tuple[str, float], ...]
+    Smaller ones give more steps for the same data; larger ones give steadier steps, and batch normalization
+    more to average. Beyond the noise scale of the gradient larger ones save no steps. The learning rate has
+    to follow: in proportion with SGD, by the root with Adam. Only for batches of tensors.
 
-    def __call__(self, parameters: Sequence[nn.Parameter]) -> Optimizer:
-        optimizer = self.factory(parameters)
-        for group in optimizer.param_groups:
-            group.update(self.options)
-        return optimizer
+    Source: McCandlish, Kaplan, Amodei, An empirical model of large-batch training, 2018,
+    https://arxiv.org/abs/1812.06162
+    """
 
+    treats: ClassVar[frozenset[Cause]] = frozenset(
+        {Cause.UNFIT_BATCH_SIZE, Cause.TOO_FEW_STEPS, Cause.BATCH_OF_ONE}
+    )
+    intrusion: ClassVar[int] = 2
+    summary: ClassVar[str] = "batches of {rows} rows"
+    rows: int = 32
 
-def with_options(setup: Setup, **options: float) -> Setup:
-    """The setup with other options in all parameter groups, of a live optimizer (in place) or a factory."""
-    if isinstance(setup.optimizer, Optimizer):
-        for group in setup.optimizer.param_groups:
-            group.update(options)
-        return setup
-    if setup.optimizer is None:
-        raise SetupError("This setup has no optimizer.")
-    return replace(setup, optimizer=_WithOptions(setup.optimizer, tuple(options.items())))
+    def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
+        """Whether it trains with other batches."""
+        return setup.optimizer is not None and setup.batch_size != self.rows
+
+    def edit(
+        self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
+    ) -> tuple[Setup, Remedy, list[Edit]]:
+        """Set the number, unless the batches are so large already."""
+        if all(rows_in(batch) == self.rows for batch in batches[:-1] or batches):
+            return setup, self, []
+        code = f"# DataLoader(..., batch_size={self.rows}, shuffle=True)"
+        return replace(setup, batch_size=self.rows), self, [Edit("", code, self.title)]
 
 
 def _best_rate(setup: Setup, batches: Sequence[Batch]) -> float:
@@ -232,3 +255,73 @@ def _best_rate(setup: Setup, batches: Sequence[Batch]) -> float:
     lowest, start = min(t.final_loss for t in trials.values()), trials[best].initial_loss
     enough = lowest + _ENOUGH * max(start - lowest, 0.0)
     return min(rate for rate, trial in trials.items() if trial.final_loss <= enough)
+
+
+def _curved_rate(setup: Setup, batches: Sequence[Batch]) -> float:
+    """The rate that the curvature of the loss of one batch allows, by differences of gradients on a copy.
+
+    With momentum steps add up to 1 / (1 - momentum) of one, so the rate is so much smaller.
+    """
+    trial = with_options(setup.copy(), lr=1.0)
+    with undisturbed(trial.model):
+        optimizer = trial.build_optimizer()
+        held = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        slope = _gradient(trial, batches[0], held)
+        step = _next_step(optimizer, held, slope)
+        cosine = -_dot(step, slope) / math.sqrt(_dot(step, step) * _dot(slope, slope) or 1.0)
+        if cosine < _ALONG:
+            bent = _dot(step, _bend(trial, batches[0], held, step))
+            return -_dot(step, slope) / (abs(bent) or 1.0)
+        largest = _largest_curvature(trial, batches[0], held, step)
+    momentum = max(float(group.get("momentum", 0.0)) for group in optimizer.param_groups)
+    return (1 - momentum) / largest if largest else 1.0
+
+
+def _largest_curvature(setup: Setup, batch: Batch, held: Sequence[Tensor], start: list[Tensor]) -> float:
+    """The largest eigenvalue of the Hessian in size, by power iteration."""
+    direction, value = start, 0.0
+    for _ in range(_ITERATIONS):
+        size = math.sqrt(_dot(direction, direction)) or 1.0
+        direction = _bend(setup, batch, held, [part / size for part in direction])
+        value = math.sqrt(_dot(direction, direction))
+    return value
+
+
+def _bend(setup: Setup, batch: Batch, held: Sequence[Tensor], direction: list[Tensor]) -> list[Tensor]:
+    """The Hessian times a direction, as the difference of the gradients a little to both sides."""
+    weights = math.sqrt(_dot(held, held)) or 1.0
+    reach = _REACH * weights / (math.sqrt(_dot(direction, direction)) or 1.0)
+    sides = []
+    for side in (reach, -reach):
+        _move(held, direction, side)
+        sides.append(_gradient(setup, batch, held))
+        _move(held, direction, -side)
+    return [(a - b) / (2 * reach) for a, b in zip(*sides, strict=True)]
+
+
+@torch.no_grad()
+def _move(held: Sequence[Tensor], direction: Sequence[Tensor], far: float) -> None:
+    for parameter, part in zip(held, direction, strict=True):
+        parameter.add_(part, alpha=far)
+
+
+def _gradient(setup: Setup, batch: Batch, held: Sequence[Tensor]) -> list[Tensor]:
+    torch.manual_seed(0)  # the same dropout each time
+    slopes = torch.autograd.grad(setup.loss(batch), held, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(held, slopes, strict=True)]
+
+
+def _next_step(optimizer: Optimizer, held: Sequence[Tensor], slope: Sequence[Tensor]) -> list[Tensor]:
+    wanted: dict[int, Tensor | None] = {id(p): g for p, g in zip(held, slope, strict=True)}
+    found = {id(p): change for p, change in changes(optimizer, held, wanted)}
+    return [found[id(p)] for p in held]
+
+
+def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    return sum(float((x.detach().double() * y.detach().double()).sum()) for x, y in zip(a, b, strict=True))
+
+
+_FINDERS: dict[str, Callable[[Setup, Sequence[Batch]], float]] = {
+    "range": _best_rate,
+    "curvature": _curved_rate,
+}

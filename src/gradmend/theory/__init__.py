@@ -45,6 +45,7 @@ from gradmend.theory.rules import (
     Sum,
 )
 from gradmend.theory.signals import Gradient, Signal
+from gradmend.theory.tailored import Tailoring, leaky_slope, tailor
 from gradmend.theory.width import Layer, finite_width_deviation, finite_width_mean, gradient_deviation
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "Scale",
     "Signal",
     "Sum",
+    "Tailoring",
     "batch_norm_depth",
     "correlation_fixed_point",
     "correlation_map",
@@ -81,6 +83,7 @@ __all__ = [
     "gradient_factor",
     "gru_factor",
     "isometry_gain",
+    "leaky_slope",
     "length_map",
     "length_slope",
     "lstm_factor",
@@ -96,5 +99,6 @@ __all__ = [
     "slope_moment",
     "squared_weight_gradient",
     "tabulate",
+    "tailor",
     "trainable_depth",
 ]

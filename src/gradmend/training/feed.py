@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import length_hint
@@ -30,7 +30,43 @@ class Feed:
     batches: int | None
 
 
-def feed(data: Any, batch_size: int, seed: int, device: torch.device) -> Feed:
+def recut(batches: Iterable[Batch], rows: int | None) -> Iterator[Batch]:
+    """Batches of so many rows, joined or cut from those that come; the last may be shorter.
+
+    Batches that are no tuple of tensors with rows, or no others would fit to, come as they are.
+
+    Example:
+        >>> batches = [(torch.zeros(3, 2), torch.zeros(3))] * 3
+        >>> [len(y) for _, y in recut(batches, 4)]
+        [4, 4, 1]
+    """
+    kept: list[Any] = []
+    for batch in batches:
+        if rows is None or not _joinable(kept[-1] if kept else batch, batch):
+            yield from (*kept, batch)
+            kept = []
+            continue
+        kept.append(batch)
+        while sum(len(part[0]) for part in kept) >= rows:
+            joined = [torch.cat(parts) for parts in zip(*kept, strict=True)]
+            yield tuple(part[:rows] for part in joined)
+            kept = [tuple(part[rows:] for part in joined)] if len(joined[0]) > rows else []
+    if kept:
+        yield tuple(torch.cat(parts) for parts in zip(*kept, strict=True))
+
+
+def _joinable(first: Batch, batch: Batch) -> bool:
+    """Whether both are tuples of tensors that can be put one after the other."""
+    if not all(
+        isinstance(b, (tuple, list)) and all(isinstance(t, Tensor) for t in b) for b in (first, batch)
+    ):
+        return False
+    alike = len(first) == len(batch) > 0 and all(t.dim() and len(t) == len(batch[0]) for t in batch)
+    pairs = zip(first, batch, strict=False)
+    return alike and all(a.shape[1:] == b.shape[1:] and a.dtype == b.dtype for a, b in pairs)
+
+
+def feed(data: Any, batch_size: int, seed: int, device: torch.device, rows: int | None = None) -> Feed:
     """Any form of data as batches on the device.
 
     Args:
@@ -38,6 +74,7 @@ def feed(data: Any, batch_size: int, seed: int, device: torch.device) -> Feed:
             another form or a list of batches, moved once; or a loader, whose batches are moved as they come.
         batch_size: rows per batch that is cut here.
         seed: of the order of the rows.
+        rows: of batches joined or cut from those of a loader or a list; None takes them as they come.
 
     Raises:
         DataError: if it is none of these, or empty.
@@ -54,9 +91,10 @@ def feed(data: Any, batch_size: int, seed: int, device: torch.device) -> Feed:
         epoch = partial(data.to(device).batches, batch_size, generator=order, epochs=1)
         return Feed(epoch, math.ceil(len(data.x) / batch_size))
     if isinstance(data, (tuple, list, Mapping, Tensor)) or not isinstance(data, Iterable):
-        batches = [to_device(batch, device) for batch in as_batches(data)]
+        batches = [to_device(batch, device) for batch in recut(as_batches(data), rows)]
         return Feed(lambda: batches, len(batches))
-    return Feed(lambda: (to_device(batch, device) for batch in data), length_hint(data) or None)
+    known = length_hint(data) if rows is None else 0
+    return Feed(lambda: (to_device(batch, device) for batch in recut(data, rows)), known or None)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -24,7 +24,7 @@ from gradmend.errors import DataError, SetupError
 from gradmend.profile import Profile
 from gradmend.setup import Batch, Budget, Setup
 from gradmend.training.evaluation import evaluate, modes_restored, observe
-from gradmend.training.feed import Feed, choose_device, feed, home, move
+from gradmend.training.feed import Feed, choose_device, feed, home, move, recut
 from gradmend.training.loop import Meter, Stepper, accuracy, best_threads, grouped, seeded
 from gradmend.training.recall import Recall
 from gradmend.zoo import Recipe, recipe
@@ -123,7 +123,7 @@ def train(
         validate: test rows `(x, y)`, or batches of them; by default those of the `Data`.
         epochs: times through the data; 10 if nothing else is said.
         steps: optimizer steps, instead of epochs.
-        batch_size: rows per batch cut from `Data` or arrays; 32 if nothing else is said.
+        batch_size: rows per batch cut from `Data` or arrays; that of the setup, or 32, if nothing is said.
         seed: of the order of the rows and of all random numbers while training.
         device: where to train and leave the model; auto takes CUDA, else MPS, else the CPU.
         progress: show a bar on standard error.
@@ -142,7 +142,7 @@ def train(
     plan = _plan(setup, data, epochs, steps, batch_size, seed)
     where = choose_device(device)
     move(plan.setup, where)
-    source = feed(plan.data, plan.batch_size, seed, where)
+    source = feed(plan.data, plan.batch_size, seed, where, plan.setup.batch_size)
     with modes_restored(plan.setup.model), seeded(seed, where):
         with _bar(plan.total(source.batches), progress) as show:
             history = _run(plan, source, where, show)
@@ -159,6 +159,7 @@ class Trial:
         accuracy: the share of right outputs in the last quarter of the steps; None without classes.
         seconds: that it took.
         diverged: whether a loss was NaN or infinite.
+        fit: what the judge said of the trained copy, if there was one.
     """
 
     label: str
@@ -166,6 +167,7 @@ class Trial:
     accuracy: float | None
     seconds: float
     diverged: bool
+    fit: float | None = None
 
     @property
     def initial_loss(self) -> float:
@@ -179,7 +181,13 @@ class Trial:
 
 
 def run_trial(
-    setup: Setup, batches: Sequence[Batch], budget: Budget, *, label: str = "", seed: int = 0
+    setup: Setup,
+    batches: Sequence[Batch],
+    budget: Budget,
+    *,
+    label: str = "",
+    seed: int = 0,
+    judge: Callable[[Setup], float | None] | None = None,
 ) -> Trial:
     """Train a copy on the batches, over and over in their order; nothing of the setup is touched.
 
@@ -188,6 +196,7 @@ def run_trial(
         budget: ends the run by steps or by seconds, whichever is first.
         label: what the trial is called.
         seed: of all random numbers while training.
+        judge: looks at the trained copy, which is its own.
 
     Raises:
         SetupError: if the setup cannot be copied, or lacks a loss or an optimizer.
@@ -207,14 +216,16 @@ def run_trial(
         _to_train(copied.model)
         step, meter = Stepper(observed), Meter(tally, stretch=max(1, min(50, budget.steps // 8)))
         start = perf_counter()
-        for group in islice(grouped(cycle(batches), setup.accumulate), budget.steps):
+        given = list(recut(batches, setup.batch_size))
+        for group in islice(grouped(cycle(given), setup.accumulate), budget.steps):
             meter.add(step(group))
             if meter.diverged or perf_counter() - start > budget.seconds:
                 break
         meter.fetch()
-    seconds = perf_counter() - start
+        seconds = perf_counter() - start
+        fit = judge(copied) if judge and not meter.diverged else None
     right = meter.right[-_quarter(len(meter.right)) :]
-    return Trial(label, tuple(meter.losses), accuracy(right), seconds, meter.diverged)
+    return Trial(label, tuple(meter.losses), accuracy(right), seconds, meter.diverged, fit)
 
 
 def _to_train(model: nn.Module) -> None:
@@ -263,7 +274,7 @@ def _plan(
         setup = setup.setup
     rows = load(data) if isinstance(data, str) else data
     limit = epochs or (usual[0] if steps is None else _ENDLESS)
-    return _Plan(setup, rows, limit, steps or _ENDLESS, batch_size or usual[1])
+    return _Plan(setup, rows, limit, steps or _ENDLESS, batch_size or setup.batch_size or usual[1])
 
 
 def _run(plan: _Plan, source: Feed, device: torch.device, show: Show) -> History:

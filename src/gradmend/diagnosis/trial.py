@@ -1,0 +1,410 @@
+"""Trial: whether a setup learns in the steps that it is given, and what would let it learn.
+
+A few steps stand for many: steps k times as long go about as far as k times as many, as long as they do not
+overshoot (Goyal et al., Accurate, large minibatch SGD, 2017, https://arxiv.org/abs/1706.02677). So 24 steps
+on copies (96 where they cost little), at several lengths up to the one that makes up for all that are
+planned, show what becomes of it.
+
+What counts is the fit: by how much the loss of samples with their own targets is lower than with those of
+other samples, as a share of the sum of both. It is 0 for a network that makes nothing of its input, whatever
+the loss, and 1 for one that has learnt its batches by heart. Of a squared error it is about R².
+
+A setup that learns needs no repair: what was suspected of keeping it from learning is then a warning. In one
+that does not, one thing after the other is changed: what lets it learn is the cause.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import cycle, islice
+from statistics import fmean, stdev
+
+import torch
+from torch import Tensor, nn
+
+from gradmend.causes import Cause
+from gradmend.diagnosis.finding import Diagnosis, Finding, Severity
+from gradmend.harmless import undisturbed, untouched
+from gradmend.profile import Profile
+from gradmend.response import lower
+from gradmend.setup import Batch, Setup, named_parameters
+
+_STEPS, _MORE, _LITTLE, _UNTOLD = 24, 96, 1_000_000, 1000
+"""Steps of one attempt; more where they cost little: weights times rows. How many are planned if untold."""
+
+_WELL, _LEARNS, _FAR_BETTER = 0.5, 0.2, 3.0
+"""Fits: of what learns well, and of what learns; and how much better it is without what is to blame.
+
+Of 125 small programs and mutations of them, trained in full, nearly all that end near the best of their kind
+have a fit above 0.2, and nearly all that end below half of it have one below 0.1.
+"""
+
+_BLAMED = 3
+"""So many changes that let it learn are enough to choose from."""
+
+_PERMUTED = 16
+"""So many permutations of the targets tell what chance gives."""
+
+_DOUBT = 0.3
+"""A setup whose prognosis is better than this is not tried without a finding."""
+
+_FEW = 8
+"""Fewer samples are learnt by heart whatever is wrong, so that they acquit nothing."""
+
+_ROWS, _VALUES, _SECONDS = 128, 1_000_000, 20.0
+"""So many rows of each batch at most, of so many values; no attempt after so many seconds of computing."""
+
+CONTESTED = frozenset(
+    (
+        Cause.UNSCALED_INPUT,
+        Cause.UNSCALED_TARGETS,
+        Cause.STRAY_COLUMN,
+        Cause.UNFIT_BATCH_SIZE,
+        Cause.TOO_MUCH_DROPOUT,
+        Cause.TOO_MUCH_WEIGHT_DECAY,
+        Cause.LEARNING_RATE_TOO_HIGH,
+        Cause.LEARNING_RATE_TOO_LOW,
+        Cause.TOO_FEW_STEPS,
+        Cause.UNFIT_OPTIMIZER,
+    )
+)
+"""What slows a training: whether it keeps one from learning, only a training shows."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One change that may let a setup learn.
+
+    Args:
+        causes: what it would be the cure of; the first of them that was found already, else the first.
+        words: of what is different.
+        multiples: of the learning rate that are tried in turn.
+        make: the changed setup, from a copy that is its own.
+        feed: the changed batches.
+    """
+
+    causes: tuple[Cause, ...]
+    words: str
+    multiples: tuple[float, ...]
+    make: Callable[[Setup], Setup] = lambda setup: setup
+    feed: Callable[[Sequence[Batch]], Sequence[Batch]] = lambda batches: batches
+
+
+def settle(
+    setup: Setup, batches: Sequence[Batch], profile: Profile, diagnosis: Diagnosis
+) -> tuple[Finding, ...]:
+    """Let a trial decide what only slows a training, and what keeps a suspicious one from learning.
+
+    Args:
+        batches: at least one, `(x, y)`; the steps go through them in turn.
+        profile: of this setup.
+        diagnosis: what was found, with its prognosis.
+
+    Returns:
+        The findings. Those given, if they are beyond doubt, or if no trial is possible.
+
+    Example:
+        >>> from gradmend.diagnosis import diagnose
+        >>> x = torch.randn(256, 4)
+        >>> adam = partial(torch.optim.Adam, lr=1e-6)
+        >>> net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))
+        >>> batches = [(rows, rows[:, :3].argmax(1)) for rows in x.split(64)]
+        >>> diagnose(Setup(net, nn.CrossEntropyLoss(), adam), batches).findings[0].cause.title
+        'learning rate too low'
+    """
+    findings = diagnosis.findings
+    errors = {f.cause for f in findings if f.severity is Severity.ERROR}
+    shuffled = any(f.cause is Cause.SHUFFLED_LABELS for f in findings)
+    suspicious = errors <= CONTESTED if errors else shuffled or _doubtful(profile, diagnosis)
+    if not suspicious or not _possible(setup, batches):
+        return findings
+    trial = _Trial(setup, [_some(batch) for batch in batches])
+    planned = profile.planned or _UNTOLD
+    own = trial.best(Attempt((), "", _multiples(planned, trial.steps)), _WELL, planned)
+    if own is None:
+        return findings
+    if shuffled and (by_heart := _by_heart(trial, findings)):
+        return by_heart
+    if own >= _WELL and sum(len(batch[-1]) for batch in trial.batches) >= _FEW:
+        return _acquitted(findings, own, trial, planned)
+    return findings if own >= _LEARNS else _convicted(trial, profile, findings, own, planned)
+
+
+def _doubtful(profile: Profile, diagnosis: Diagnosis) -> bool:
+    """Whether little speaks for it: a bad prognosis, or none."""
+    if profile.response is None or not math.isfinite(profile.loss):
+        return False
+    return diagnosis.prognosis is None or diagnosis.prognosis.probability < _DOUBT
+
+
+def _possible(setup: Setup, batches: Sequence[Batch]) -> bool:
+    if setup.optimizer is None or setup.accumulate > 1 or (setup.loss_fn is None and setup.step is None):
+        return False
+    shapes = {tuple(_shape(part) for part in batch) for batch in batches if isinstance(batch, (tuple, list))}
+    rows = [{len(t) for t in batch if isinstance(t, Tensor) and t.dim()} for batch in batches]
+    alike = len(shapes) == 1 and None not in next(iter(shapes)) and len(next(iter(shapes))) > 1
+    return alike and all(len(found) == 1 for found in rows) and sum(map(max, rows)) > 2
+
+
+def _shape(part: object) -> tuple[int, ...] | None:
+    """Of one row."""
+    return tuple(part.shape[1:]) if isinstance(part, Tensor) and part.dim() else None
+
+
+def _some(batch: Batch) -> Batch:
+    """As many rows as a trial needs."""
+    values = max(t[0].numel() for t in batch)
+    rows = min(_ROWS, max(8, _VALUES // max(1, values)))
+    return tuple(t[:rows] for t in batch)
+
+
+def _multiples(planned: int, steps: int) -> tuple[float, ...]:
+    """How many times longer steps are tried: the middle first, for most setups learn there.
+
+    >>> _multiples(24, 24), _multiples(96, 24), _multiples(2400, 24)
+    ((1.0,), (1.0, 4.0), (16.0, 4.0, 64.0, 1.0, 100.0))
+    """
+    most = max(1.0, planned / steps)
+    found = [4.0**k for k in range(10) if 4.0**k < most / 1.3] + [most]
+    middle = math.sqrt(most)
+    return tuple(sorted(found, key=lambda m: abs(math.log(m / middle))))
+
+
+class _Trial:
+    """Attempts on copies of one setup, with the same batches and the same noise."""
+
+    def __init__(self, setup: Setup, batches: Sequence[Batch]) -> None:
+        self.setup, self.batches = setup, batches
+        cost = sum(p.numel() for p in setup.model.parameters()) * max(len(batch[-1]) for batch in batches)
+        self.steps = _MORE if cost <= _LITTLE else _STEPS
+        self.end = time.process_time() + _SECONDS
+
+    def best(self, attempt: Attempt, enough: float, planned: int | None = None) -> float | None:
+        """The best fit at any of the rates, or the first that is enough. None if out of time."""
+        found: list[float] = []
+        for multiple in attempt.multiples:
+            if time.process_time() > self.end:
+                break
+            steps = self.steps if planned is None else min(self.steps, planned)
+            found.append(self.fit(attempt, multiple, steps))
+            if found[-1] >= enough:
+                break
+        return max(found, default=None)
+
+    def fit(self, attempt: Attempt, multiple: float, steps: int) -> float:
+        """The fit after some steps; 0 where they do not lower the loss."""
+        return self.after(attempt, multiple, steps, self.batches, _told_apart) or 0.0
+
+    def after(
+        self,
+        attempt: Attempt,
+        multiple: float,
+        steps: int,
+        batches: Sequence[Batch],
+        look: Callable[[Setup, Batch], float | None],
+    ) -> float | None:
+        """What is seen of the batches together after some steps on them.
+
+        None where their loss is no lower than before, or the user's code refuses what becomes of the weights.
+        """
+        try:
+            with undisturbed(self.setup.model):
+                trial = attempt.make(self.setup.copy())
+                fed = attempt.feed(batches)
+                with undisturbed(trial.model):
+                    together = _together(fed)
+                    before = _loss(trial, together)
+                    _step(trial, fed, multiple, steps)
+                    return look(trial, together) if _loss(trial, together) < before else None
+        except Exception:  # argument checks, assertions
+            return None
+
+
+def _step(trial: Setup, batches: Sequence[Batch], multiple: float, steps: int) -> None:
+    optimizer = trial.build_optimizer()
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * multiple
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    for seed, batch in enumerate(islice(cycle(batches), steps)):
+        torch.manual_seed(seed)
+        optimizer.zero_grad()
+        loss = trial.loss(untouched(batch))
+        loss.backward()  # type: ignore[no-untyped-call]
+        if trial.gradient_transform is not None:
+            trial.gradient_transform(held)
+        optimizer.step()
+
+
+def _together(batches: Sequence[Batch]) -> Batch:
+    return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+
+
+def _told_apart(setup: Setup, batch: Batch) -> float:
+    """How far the loss of the batch with its own targets is below that with others."""
+    own, others = _own_and_others(setup, batch, 2)
+    return lower(own, fmean(others))
+
+
+def _own_and_others(setup: Setup, batch: Batch, count: int) -> tuple[float, list[float]]:
+    """The loss of a batch with its own targets, and with those of other rows in so many ways."""
+    *inputs, target = batch
+    rows = len(target)
+    shifts = {rows * k // (count + 1) for k in range(1, count + 1)} - {0} or {1}
+    own, *others = (_loss(setup, (*inputs, target.roll(shift, 0))) for shift in (0, *sorted(shifts)))
+    return own, others
+
+
+@torch.no_grad()
+def _loss(setup: Setup, batch: Batch) -> float:
+    torch.manual_seed(0)
+    return setup.loss(untouched(batch)).item()
+
+
+def _by_heart(trial: _Trial, findings: Sequence[Finding]) -> tuple[Finding, ...] | None:
+    """Where the inputs seem to say nothing about the targets: an error if the network itself finds nothing.
+
+    It learns all batches but the last by heart, and its outputs for the last fit their targets no better than
+    permuted ones: by two deviations of these.
+    """
+    seen, unseen = trial.batches[:-1], trial.batches[-1]
+    suspect = next((f for f in findings if f.cause is Cause.SHUFFLED_LABELS), None)
+    if suspect is None or not seen:
+        return None
+
+    def told(setup: Setup, learnt: Batch) -> float | None:
+        if _told_apart(setup, learnt) < _LEARNS:
+            return None
+        own, others = _own_and_others(setup, unseen, _PERMUTED)
+        return (fmean(others) - own) / max(stdev(others), 1e-12)
+
+    found = (trial.after(Attempt((), "", ()), multiple, _MORE, seen, told) for multiple in (1.0, 4.0, 16.0))
+    better = next((value for value in found if value is not None), math.inf)
+    if better > 2:
+        return None
+    text = "The network learns its batches by heart, and of another one no more than of permuted targets."
+    worse = replace(suspect, severity=Severity.ERROR, evidence=(*suspect.evidence, text))
+    return tuple(sorted((worse if f is suspect else f for f in findings), key=lambda f: -f.severity))
+
+
+def _asked(trial: _Trial, planned: int) -> str:
+    if planned <= trial.steps:
+        return f"All {planned} steps fit the batches by"
+    return f"{trial.steps} steps, long enough for {planned}, fit the batches by"
+
+
+def _acquitted(findings: Sequence[Finding], own: float, trial: _Trial, planned: int) -> tuple[Finding, ...]:
+    """What was suspected becomes a warning, with what the trial showed."""
+    text = f"It learns all the same: {_asked(trial, planned)} {own:.2f} (0: not at all, 1: by heart)."
+    told = [
+        replace(f, severity=Severity.WARNING, evidence=(*f.evidence, text))
+        if f.cause in CONTESTED and f.severity is Severity.ERROR
+        else f
+        for f in findings
+    ]
+    return tuple(sorted(told, key=lambda f: -f.severity))
+
+
+def _convicted(
+    trial: _Trial, profile: Profile, findings: Sequence[Finding], own: float, planned: int
+) -> tuple[Finding, ...]:
+    """The cause without which the setup learns, first among the errors; others of that kind are warnings."""
+    known = {f.cause: f for f in findings}
+    attempts = sorted(
+        _attempts(profile, planned / trial.steps), key=lambda a: not any(cause in known for cause in a.causes)
+    )
+    enough, blamed = max(_WELL, _FAR_BETTER * own), dict[Cause, Finding]()
+    for attempt in attempts:
+        fit = trial.best(attempt, enough)
+        if fit is None or fit < enough:
+            continue
+        text = f"{_asked(trial, planned)} {max(own, 0.0):.2f} (0: not at all, 1: by heart)"
+        text += f", with {attempt.words} by {fit:.2f}."
+        cause = next((cause for cause in attempt.causes if cause in known), attempt.causes[0])
+        severity = Severity.WARNING if blamed else Severity.ERROR
+        found = known.get(cause) or Finding(cause, severity, cause.sentence, max(own, 0.0), fit, "fit")
+        severity = max(found.severity, severity)
+        blamed[cause] = replace(found, severity=severity, evidence=(*found.evidence, text))
+        if len(blamed) == _BLAMED:
+            break
+    rest = (f for f in findings if f.cause not in blamed)
+    return tuple(sorted((*blamed.values(), *rest), key=lambda f: -f.severity))
+
+
+# ---- what may let it learn --------------------------------------------------------------------------------
+
+_LENGTHS = (1.0, 4.0, 16.0)
+
+
+def _attempts(profile: Profile, most: float) -> Iterator[Attempt]:
+    """What may be to blame, from what is nearly always a fault to what may be."""
+    if profile.inputs is not None and _odd(profile.inputs.rms):
+        causes = (Cause.UNSCALED_INPUT, Cause.STRAY_COLUMN)
+        yield Attempt(causes, "the input standardized", _LENGTHS, feed=partial(_standardized, member=0))
+    if _amounts(profile):
+        feed = partial(_standardized, member=-1)
+        yield Attempt((Cause.UNSCALED_TARGETS,), "the targets standardized", _LENGTHS, feed=feed)
+    yield Attempt((Cause.LEARNING_RATE_TOO_HIGH,), "steps a hundredth as long", (0.1, 0.01))
+    if any(site.kind == "dropout" and site.settings.get("p") for site in profile.anatomy.sites):
+        yield Attempt((Cause.TOO_MUCH_DROPOUT,), "no dropout", _LENGTHS, make=_undropped)
+    slow = (Cause.LEARNING_RATE_TOO_LOW, Cause.TOO_FEW_STEPS, Cause.UNFIT_BATCH_SIZE)
+    longer = tuple(max(1.0, most) * 4.0**k for k in range(most >= 1, 5))
+    yield Attempt(slow, "longer ones", longer)
+    yield Attempt((Cause.UNFIT_OPTIMIZER,), "those of Adam", (1.0, 10.0), make=_with_adam)
+    size = Cause.WEIGHTS_TOO_LARGE if _too_large(profile) else Cause.WEIGHTS_TOO_SMALL
+    yield Attempt((size, Cause.SYMMETRIC_WEIGHTS), "weights drawn afresh", _LENGTHS, make=_drawn)
+
+
+def _amounts(profile: Profile) -> bool:
+    """Whether the targets are numbers far from the size that a fresh network puts out."""
+    contract = profile.contract
+    if contract is None or contract.loss is None or contract.target is None:
+        return False
+    return contract.loss.wants == "values" and not contract.target.binary and _odd(contract.target.rms)
+
+
+def _odd(rms: float) -> bool:
+    return not 0.3 < rms < 3.0
+
+
+def _too_large(profile: Profile) -> bool:
+    """Whether some weights have more than twice the variance that any usual initialization gives them."""
+    return max((r.weight_variance or 0.0 for r in profile.weighted()), default=0.0) > 4.0
+
+
+def _standardized(batches: Sequence[Batch], member: int) -> Sequence[Batch]:
+    """With mean 0 and deviation 1: each column of a table, all values of anything else together."""
+    parts = [batch[member] for batch in batches]
+    if not parts[0].is_floating_point():
+        return batches
+    every = torch.cat(parts)
+    axes = (0,) if every.dim() < 3 else tuple(range(every.dim()))
+    mean, deviation = every.mean(axes, keepdim=True), every.std(axes, keepdim=True).clamp_min(1e-12)
+    changed = [(part - mean) / deviation for part in parts]
+    place = member % len(batches[0])
+    return [(*batch[:place], part, *batch[place + 1 :]) for batch, part in zip(batches, changed, strict=True)]
+
+
+def _undropped(setup: Setup) -> Setup:
+    for module in setup.model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    return setup
+
+
+def _with_adam(setup: Setup) -> Setup:
+    return replace(setup, optimizer=partial(torch.optim.Adam, lr=1e-3))
+
+
+@torch.no_grad()
+def _drawn(setup: Setup) -> Setup:
+    """Weights of variance 2 / fan-in (He et al. 2015)."""
+    draw = torch.Generator().manual_seed(0)
+    for _, p in named_parameters(setup.model):
+        if p.dim() > 1 and p.requires_grad:
+            fresh = torch.randn(p.shape, generator=draw) * math.sqrt(2 * len(p) / p.numel())
+            p.copy_(fresh.to(p))
+    return setup

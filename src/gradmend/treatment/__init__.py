@@ -1,0 +1,173 @@
+"""Mend: from the causes to the least change that cures them, proved by trials beside the untreated setup."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gradmend.console import Printable, lines, number, plain_data
+from gradmend.data import as_batches, check_batch
+from gradmend.diagnosis import Diagnosis, Severity, diagnose
+from gradmend.layers import definitions
+from gradmend.remedies import SEED, Change
+from gradmend.setup import Batch, Budget, Setup
+from gradmend.surgery import Edit
+from gradmend.training import Trial, best_threads
+from gradmend.treatment.plans import UNTREATED
+from gradmend.treatment.search import Search
+
+
+@dataclass(frozen=True)
+class Treatment(Printable):
+    """What `mend` chose, changed and verified.
+
+    Args:
+        setup: mended, or the original where nothing was changed.
+        changes: in the order in which they were made; none if the setup was healthy or nothing helped.
+        before: the diagnosis of the original.
+        after: the diagnosis of `setup`.
+        trials: the untreated setup first, then each plan that was tried, under the same budget.
+    """
+
+    setup: Setup
+    changes: tuple[Change, ...]
+    before: Diagnosis
+    after: Diagnosis
+    trials: tuple[Trial, ...]
+
+    @property
+    def mended(self) -> bool:
+        """Whether the setup was ill and is healthy now."""
+        return bool(self.changes) and self.after.healthy
+
+    @property
+    def verdict(self) -> str:
+        """The result in one sentence."""
+        if self.before.healthy:
+            return "This setup is healthy; nothing was changed."
+        if not self.changes:
+            return "No remedy made this setup healthy and better, so nothing was changed."
+        done = "; ".join(change.text for change in self.changes)
+        return f"Mended by: {done}." if self.after.healthy else f"Mended in part by: {done}. Left to you:"
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What is left to do by hand: faults of the data, or that sit in the user's own functions."""
+        left = [sentence for change in self.changes for sentence in change.by_hand]
+        if self.after.healthy:
+            return tuple(left)
+        errors = [f for f in self.after.findings if f.severity is Severity.ERROR]
+        places = (f"{lines(f.where)}: " if f.where else "" for f in errors)
+        return (*left, *(place + f.cause.illness.cure for place, f in zip(places, errors, strict=True)))
+
+    def code(self) -> str:
+        """The changes as Python, to be run on `model` (and `optimizer`) without gradmend."""
+        if not self.changes:
+            return ""
+        text = "\n\n".join(f"# {change.text}\n{_seeded(_loops(change.edits))}" for change in self.changes)
+        return f"{definitions(text)}\n{text}\n"
+
+    def __rich__(self) -> RenderableType:
+        style = "bold green" if self.after.healthy else "bold red"
+        words = [Text(self.verdict, style=style), *(Text(f"- {line}") for line in self.advice)]
+        return Group(_table(self.trials), Text(), *words) if self.trials else Group(*words)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""
+        return {
+            "verdict": self.verdict,
+            "mended": self.mended,
+            "advice": list(self.advice),
+            "changes": [{"text": c.text, "remedy": repr(c.remedy)} for c in self.changes],
+            "code": self.code(),
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "trials": plain_data(self.trials),
+        }
+
+
+def _table(trials: Sequence[Trial]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("trial")
+    for heading in ("steps", "loss", "accuracy"):
+        table.add_column(heading, justify="right")
+    longest = {trial.label: trial for trial in sorted(trials, key=lambda trial: len(trial.losses))}
+    best_first = sorted(longest.values(), key=lambda trial: (-len(trial.losses), trial.final_loss))
+    for trial in sorted(best_first, key=lambda trial: trial.label != UNTREATED):
+        accuracy = "-" if trial.accuracy is None else f"{trial.accuracy:.1%}"
+        table.add_row(trial.label, str(len(trial.losses)), number(trial.final_loss), accuracy)
+    return table
+
+
+def _seeded(code: str) -> str:
+    """Weights are drawn as `mend` drew them."""
+    return f"torch.manual_seed({SEED})\n{code}" if "set_weight(" in code else code
+
+
+def _loops(edits: Sequence[Edit]) -> str:
+    """The code of the edits; runs of edits that differ only in their place become one loop."""
+    templates = [
+        (edit.code.replace(f'"{edit.where}"', "name") if edit.where else edit.code) for edit in edits
+    ]
+    parts = []
+    for template, run in itertools.groupby(zip(templates, edits, strict=True), key=lambda pair: pair[0]):
+        group = [edit for _, edit in run]
+        names = textwrap.fill(" ".join(edit.where for edit in group), 88, break_long_words=False)
+        loop = f'for name in """\\\n{names}\n""".split():\n{textwrap.indent(template, "    ")}'
+        parts += [loop] if len(group) > 1 and group[0].where else [edit.code for edit in group]
+    return "\n".join(parts)
+
+
+def mend(
+    setup: Setup,
+    batches: Batch | Iterable[Batch],
+    budget: Budget | None = None,
+    report: Callable[[str], None] | None = None,
+) -> Treatment:
+    """Find the least change that makes a setup healthy and train better, and prove it.
+
+    Remedies that treat the causes found are combined, the least intrusive first, measured on copies, and the
+    healthy combinations tried for a few steps beside the untreated setup, on the same batches and seed. Each
+    change that proves unnecessary is taken away again.
+
+    Args:
+        setup: stays as it is.
+        batches: one batch or several; trials go through them again and again.
+        budget: of each trial.
+        report: is told what is being done, in words.
+
+    Returns:
+        The treatment; a healthy setup comes back unchanged, and so does one that nothing helps.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> healthy = Setup(nn.Sequential(nn.Linear(8, 3)), nn.CrossEntropyLoss())
+        >>> mend(healthy, (torch.randn(64, 8), torch.randint(3, (64,)))).verdict
+        'This setup is healthy; nothing was changed.'
+    """
+    say = report or (lambda _: None)
+    given = as_batches(batches, limit=_MOST_BATCHES)
+    for batch in given:
+        check_batch(batch)
+    say("measuring")
+    before = diagnose(setup, given)
+    if before.healthy:
+        return Treatment(setup, (), before, before, ())
+    setup.build_optimizer()  # without one there is nothing to try
+    with best_threads(setup, given[:1]):
+        search = Search(setup, given, budget or Budget(), say)
+        changes = search.run(before)
+        mended = changes[-1].setup if changes else setup
+        after = diagnose(mended, given) if changes else before
+    return Treatment(mended, changes, before, after, tuple(dict.fromkeys(search.trials.values())))
+
+
+_MOST_BATCHES = 1000

@@ -1,0 +1,62 @@
+"""Plans: remedies that are applied one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from gradmend.remedies import Remedy, SelfNormalizing, Tailor
+
+Plan: TypeAlias = tuple[Remedy, ...]
+
+UNTREATED = "untreated"
+
+ORDER = (
+    "repairs",
+    "outputs",
+    "losses",
+    "recurrent",
+    "activation",
+    "normalization",
+    "residual",
+    "initialization",
+    "gradient",
+    "optimization",
+    "rates",
+    "schedule",
+)
+"""Weights are drawn for the structure that they belong to, and the optimizer is made for both."""
+
+_SEVERAL = frozenset(("repairs", "outputs", "losses", "optimization", "recurrent"))
+"""Groups of which a plan may hold several remedies."""
+
+
+def group(remedy: Remedy) -> str:
+    """The group of a remedy: the module that holds it."""
+    return type(remedy).__module__.rpartition(".")[-1]
+
+
+def kind(remedy: Remedy) -> str:
+    """Remedies of one kind exclude each other: one initialization, but several repairs."""
+    if isinstance(remedy, (SelfNormalizing, Tailor)):  # they draw the weights that belong to them
+        return "initialization"
+    return type(remedy).__name__ if group(remedy) in _SEVERAL else group(remedy)
+
+
+def joined(*plans: Iterable[Remedy]) -> Plan:
+    """One plan of several, in the order in which remedies are applied; the first of each kind."""
+    found: dict[str, Remedy] = {}
+    for plan in plans:
+        for remedy in plan:
+            found.setdefault(kind(remedy), remedy)
+    return tuple(sorted(found.values(), key=lambda remedy: ORDER.index(group(remedy))))
+
+
+def cost(plan: Plan) -> int:
+    """How much a plan intrudes."""
+    return sum(remedy.intrusion for remedy in plan)
+
+
+def describe(plan: Plan) -> str:
+    """A plan in words."""
+    return " + ".join(remedy.title for remedy in plan) or UNTREATED
