@@ -128,7 +128,7 @@ def repairs(seeds: Iterator[int]) -> Iterator[Repair]:
         before, seconds = trained(setup, given)
         if before <= GOOD:
             start = perf_counter()
-            treatment = mend(setup, given, Budget(steps=100))
+            treatment = mend(setup, given, Budget(steps=100), steps=STEPS)
             cost = (perf_counter() - start) / seconds
             after, _ = trained(treatment.setup, given)
             yield Repair(network, before, after, tuple(c.text for c in treatment.changes), cost)

@@ -20,6 +20,7 @@ from gradmend.console import plain_data
 from gradmend.errors import GradmendError, TargetError, suggest
 
 if TYPE_CHECKING:
+    from gradmend.patch.files import Order
     from gradmend.target import Target
 
 HEALTHY, ILL, BAD_INPUT = 0, 1, 2
@@ -83,13 +84,12 @@ def mend(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the least change that makes a network train, and prove it. Your files stay as they are."""
+    """Find the least change that makes a network train, and prove it. Your files stay, but for --write."""
     with _output(as_json) as show:
-        from gradmend.patch.files import order
         from gradmend.setup import Budget
         from gradmend.treatment import mend
 
-        ordered = order(target, patch, write) if patch or write else None
+        ordered = _ordered(target, patch, write)
         found = _find(target, data, loss, optimizer, device, seed)
         batches = found.batches(limit=1000)
         with _status() as say:
@@ -101,8 +101,8 @@ def mend(
             show("", "The same in your own code:", "", treatment.code())
         if ordered is not None:
             typed = [part for part, given in (("loss", loss), ("optimizer", optimizer)) if given is not None]
-            for line in ordered.fill(found.setup, treatment, batches[0], typed, seed):
-                print(line)  # noqa: T201 - beside JSON, it goes to stderr
+            lines = ordered.fill(found.setup, treatment, batches[0], typed, seed)
+            Console(soft_wrap=True, highlight=False).print("\n".join(lines), markup=False)
     raise typer.Exit(HEALTHY if treatment.after.healthy else ILL)
 
 
@@ -228,6 +228,15 @@ def _find(
     for note in found.notes:
         Console(stderr=True, style="dim", highlight=False).print(note, markup=False)
     return found
+
+
+def _ordered(target: str, patch: Path | None, write: bool) -> Order | None:
+    """The patch that was asked for; with JSON, what it says goes to stderr."""
+    if patch is None and not write:
+        return None
+    from gradmend.patch.files import order
+
+    return order(target, patch, write)
 
 
 class _Catalogue:

@@ -27,7 +27,7 @@ class Severity(IntEnum):
     ERROR = 2
 
 
-_HARDLY = 0.05
+_HARDLY = 0.1
 """A probability to train that is less than this goes into the verdict."""
 
 _STYLES = {Severity.NOTE: "dim", Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
@@ -102,7 +102,7 @@ class Diagnosis(Printable):
         errors = [f for f in self.findings if f.severity is Severity.ERROR]
         if errors:
             return f"This setup will hardly train: {errors[0].cause.title}."
-        if self._doubtful:
+        if self.doubtful:
             return "Nothing is broken, but as it stands this setup will hardly train."
         if self.findings:
             worst = self.findings[0]
@@ -111,11 +111,12 @@ class Diagnosis(Printable):
         return "Healthy: nothing found."
 
     @property
-    def _doubtful(self) -> bool:
+    def doubtful(self) -> bool:
+        """Whether the prognosis is that it will hardly train."""
         return self.prognosis is not None and self.prognosis.probability < _HARDLY
 
     def __rich__(self) -> RenderableType:
-        good = "bold yellow" if self._doubtful else "bold green"
+        good = "bold yellow" if self.doubtful else "bold green"
         verdict = Text(self.verdict, style=good if self.healthy else "bold red")
         notes = [] if self.prognosis is None else [Text(self.prognosis.sentence)]
         if (tried := self.profile.tried) is not None:

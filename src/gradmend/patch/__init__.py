@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import libcst as cst
 from rich.console import RenderableType
 from rich.text import Text
 from torch.optim import Optimizer
@@ -100,20 +99,22 @@ def patched(
     Raises:
         TargetError: if the file does not show the target.
     """
-    try:
-        source = Source(data, file)
-    except (cst.ParserSyntaxError, UnicodeError) as error:
-        raise TargetError(f"{file} cannot be read as Python: {error}") from error
+    source = Source(data, file)
     target = _definition(source, name)
-    made = Patch(file, name, data, data, (), ())
+    made, why = Patch(file, name, data, data, (), ()), UNPROVED
     for barred in _BARRED:
         writer = _Writer(source, target, name, setup, treatment, typed, barred)
-        made = writer.patch(data)
+        try:
+            made, why = writer.patch(data), UNPROVED
+        except (Unpatched, SyntaxError) as error:
+            why = f"no patch that is Python: {error}"
+            continue
         if check is None or not writer.whole or check(made.after, made.name):
             return made
-    doubt = "the patched file does not give the mended model: look it through"
-    return replace(made, left=(*made.left, doubt))
+    return replace(made, left=(*made.left, why))
 
+
+UNPROVED = "the patched file does not give the mended model: look it through"
 
 _BARRED: tuple[tuple[type, ...], ...] = ((), (Insert,), (Insert, Swap, Call))
 """What is not written in place, one after the other, until the patched file gives the mended model."""
@@ -147,8 +148,9 @@ class _Writer:
         """The patch of the file."""
         after = self.write()
         left = [*self.left, *(text for change in self.changes for text in change.by_hand)]
-        lines = tuple(dict.fromkeys(self.written)), tuple(dict.fromkeys(left))
-        return Patch(self.source.file, self.name, data, after, *lines)
+        first = len(self.source.file) + 1
+        written = sorted(dict.fromkeys(self.written), key=lambda line: int(line[first:].partition(":")[0]))
+        return Patch(self.source.file, self.name, data, after, tuple(written), tuple(dict.fromkeys(left)))
 
     def write(self) -> bytes:
         """The patched file."""
@@ -175,7 +177,7 @@ class _Writer:
         self.written += written.lines
         self.handled += [step.edit for step in steps]
         needy = [step.edit.text for step in steps if not step.alone]
-        self.left += [f"{text}: it needs a batch of the data" for text in needy]
+        self.left += [f"{text}: its code needs more than the model" for text in needy]
         self.whole = not needy
         for index, change in enumerate(self.changes):
             own = [step for step in structure.rest if step.change == index and step.alone]

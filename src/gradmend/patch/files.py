@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from shlex import quote
 
 from gradmend.errors import TargetError
-from gradmend.patch import Patch, patched
+from gradmend.patch import UNPROVED, Patch, patched
 from gradmend.patch.proof import gives
+from gradmend.patch.source import Source
 from gradmend.setup import Batch, Setup
 from gradmend.treatment import Treatment
 
@@ -54,7 +57,12 @@ class Order:
         def check(after: bytes, name: str) -> bool:
             return gives(after, self.file, name, treatment.setup, batch, seed)
 
-        patch = patched(self.data, self.file, self.name, setup, treatment, typed, check)
+        given = (self.data, self.file, self.name, setup, treatment, typed)
+        patch = patched(*given, check)
+        if UNPROVED in patch.left and not gives(self.data, self.file, self.name, setup, batch, seed):
+            unlike = "no proof: the file makes another model each time it runs"
+            patch = patched(*given)
+            patch = replace(patch, left=(*patch.left, unlike))
         lines = ["", str(patch)]
         if patch.after == patch.before:
             return [*lines, "No patch: nothing of it can be written into the source."]
@@ -64,25 +72,29 @@ class Order:
     def _diff(self, patch: Patch) -> list[str]:
         if self.out is None:
             return []
-        try:
-            with self.out.open("xb") as stream:
-                stream.write(patch.diff())
-        except OSError as error:
-            raise TargetError(f"The diff cannot be written: {error}") from error
-        apply = [] if self.write else [f"To apply it: patch {_quoted(self.file)} {_quoted(str(self.out))}"]
+        with _system_errors("The diff cannot be written"), self.out.open("xb") as stream:
+            stream.write(patch.diff())
+        apply = [] if self.write else [f"To apply it: patch {quote(self.file)} {quote(str(self.out))}"]
         return [f"Wrote {self.out}.", *apply]
 
     def _file(self, patch: Patch) -> list[str]:
         if not self.write:
             return []
         path = Path(self.file)
-        if path.read_bytes() != self.data:
-            raise TargetError(
-                f"{self.file} has changed since it was read, and stays as it is. Mend it again."
-            )
-        backup = keep(path)
-        path.write_bytes(patch.after)
+        with _system_errors(f"{self.file} cannot be changed"):
+            if path.read_bytes() != self.data:
+                raise TargetError(f"{self.file} has changed since, and stays as it is now. Mend it again.")
+            backup = keep(path)
+            path.write_bytes(patch.after)
         return [f"Changed {self.file}; as it was before: {backup}."]
+
+
+@contextlib.contextmanager
+def _system_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TargetError(f"{what}: {error}") from error
 
 
 def order(target: str, out: Path | None, write: bool) -> Order:
@@ -91,15 +103,19 @@ def order(target: str, out: Path | None, write: bool) -> Order:
     Raises:
         TargetError: for a target that is no file, or a diff that exists.
     """
-    file, colon, name = target.rpartition(":")
-    if not colon or Path(file).suffix != ".py" or not Path(file).is_file():
+    file, _, name = target.rpartition(":")
+    if Path(file).suffix != ".py":
         raise TargetError(
-            f"{target!r} is no FILE.py:NAME, so there is no source to patch. Leave out --patch."
+            f"{target!r} has no source to patch: that takes FILE.py:NAME. Leave out the option."
         )
     if out is not None and (out.exists() or not out.absolute().parent.is_dir()):
         why = "exists already" if out.exists() else "lies in no folder that exists"
-        raise TargetError(f"{out} {why}. Give --patch another name, such as {_free(out).name}.")
-    return Order(file, name, Path(file).read_bytes(), out, write)
+        raise TargetError(f"{out} {why}. Type another name, such as --patch {_free(out).name}")
+    data = Path(file).read_bytes() if Path(file).is_file() else b""
+    with contextlib.suppress(SyntaxError, ValueError):  # Python's own message says more
+        compile(data, file, "exec", dont_inherit=True)
+        Source(data, file)
+    return Order(file, name, data, out, write)
 
 
 def keep(path: Path) -> Path:
@@ -117,7 +133,3 @@ def keep(path: Path) -> Path:
 def _free(path: Path) -> Path:
     names = (path.with_name(f"{path.stem}{number}{path.suffix}") for number in count(2))
     return next(name for name in names if not name.exists())
-
-
-def _quoted(name: str) -> str:
-    return f'"{name}"' if " " in name else name

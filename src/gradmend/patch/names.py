@@ -25,9 +25,9 @@ class Names:
 
     >>> names = Names(Source(b"import torch.nn as tnn\\n", "net.py"))
     >>> names.spell("F.relu(nn.Linear(2, 2)(x))")
-    'F.relu(tnn.Linear(2, 2)(x))'
-    >>> names.lacking
-    {'F'}
+    'tnn.functional.relu(tnn.Linear(2, 2)(x))'
+    >>> names.spell("partial(torch.relu)"), sorted(names.lacking)
+    ('partial(torch.relu)', ['partial', 'torch'])
     """
 
     def __init__(self, source: Source, before: Statement | None = None) -> None:

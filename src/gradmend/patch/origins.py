@@ -31,8 +31,10 @@ class Origins:
     model: nn.Module
     target: Statement
     calls: dict[nn.Module, cst.Call] = field(init=False, default_factory=dict)
+    needed: list[Statement] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        self.needed.extend(reachable(self.source, self.target))
         for module in self.model.modules():
             candidates = self.candidates(module)
             if len(candidates) > 1 and type(module) is nn.Sequential:
@@ -81,11 +83,10 @@ class Origins:
     def _shared(self, statement: Statement, seen: frozenset[int]) -> str | None:
         if statement is self.target or not isinstance(statement, (cst.FunctionDef, cst.ClassDef)):
             return None
-        needed = reachable(self.source, self.target)
         for other in self.source.statements:
             if other is statement or id(other) in seen or statement.name.value not in mentioned(other):
                 continue
-            if not any(other is part for part in needed):
+            if not any(other is part for part in self.needed):
                 return self.source.place(other)
             found = self._shared(other, seen | {id(statement)})
             if found:
@@ -132,7 +133,7 @@ class Rehearsal:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             try:
                 exec(f"{definitions(edit.code)}\n{edit.code}", self.space)
-            except NameError:  # a batch
+            except Exception:  # most need a batch, which the file may not name
                 return False
         return True
 
@@ -148,6 +149,3 @@ class Rehearsal:
         for name in path.split("."):
             yield module, name
             module = module._modules[name] or module
-
-
-__all__ = ["Origins", "Rehearsal", "reachable"]

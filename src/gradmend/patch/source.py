@@ -6,13 +6,15 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
 import libcst as cst
 from libcst import matchers as m
 from libcst.metadata import ByteSpanPositionProvider, MetadataWrapper, ParentNodeProvider, PositionProvider
+
+from gradmend.errors import TargetError
 
 Statement: TypeAlias = cst.SimpleStatementLine | cst.BaseCompoundStatement
 
@@ -31,6 +33,10 @@ HOMES = {
     "replace": "dataclasses.replace",
 }
 """The names that the code of edits uses, and what they stand for."""
+
+
+_MOST = 4096
+"""Statements whose names are remembered."""
 
 
 class Unpatched(Exception):
@@ -53,13 +59,19 @@ class Source:
         data: the bytes of the file.
         file: its name, as typed.
 
+    Raises:
+        TargetError: if it cannot be parsed.
+
     >>> source = Source(b"from torch import nn\\nmodel = nn.Linear(4, 2)\\n", "net.py")
     >>> source.qualified(source.calls[0].func), source.line(source.calls[0])
     ('torch.nn.Linear', 2)
     """
 
     def __init__(self, data: bytes, file: str) -> None:
-        wrapper = MetadataWrapper(cst.parse_module(data))
+        try:
+            wrapper = MetadataWrapper(cst.parse_module(data))
+        except (cst.ParserSyntaxError, UnicodeError, LookupError) as error:
+            raise TargetError(f"{file} cannot be read as Python by libcst: {error}") from error
         self.file = file
         self.module = wrapper.module
         self.utf8 = self.module.code.encode()
@@ -155,8 +167,7 @@ class Source:
     @cached_property
     def names(self) -> frozenset[str]:
         """All names that the file binds or mentions."""
-        found = m.findall(self.module, m.Name())
-        return frozenset(node.value for node in found if isinstance(node, cst.Name))
+        return mentioned(self.module)
 
     def qualified(self, node: cst.BaseExpression) -> str:
         """The dotted name of an expression, its first part by the imports; "" where it has none."""
@@ -253,7 +264,16 @@ class _Mentions(cst.CSTVisitor):
         node.value.visit(self)
         return False
 
+    def visit_Import(self, node: cst.Import) -> bool:
+        self.found |= set(_imported(node))
+        return False
 
+    def visit_ImportFrom(self, node: cst.ImportFrom) -> bool:
+        self.found |= set(_imported(node))
+        return False
+
+
+@lru_cache(maxsize=_MOST)
 def mentioned(node: cst.CSTNode) -> frozenset[str]:
     """The names that a piece of code mentions, but for attributes and keywords.
 
@@ -314,6 +334,7 @@ class _Bindings(cst.CSTVisitor):
                 self._bind(element.value)
 
 
+@lru_cache(maxsize=_MOST)
 def bound(node: cst.CSTNode) -> frozenset[str]:
     """The names that a statement binds where it stands.
 
@@ -325,6 +346,7 @@ def bound(node: cst.CSTNode) -> frozenset[str]:
     return frozenset(visitor.found)
 
 
+@lru_cache(maxsize=_MOST)
 def worked_on(node: cst.CSTNode) -> frozenset[str]:
     """The names of what a statement binds, or changes by a call for its effect.
 

@@ -133,7 +133,7 @@ class Training:
     def setup_call(self) -> cst.Call | None:
         """The one call of `Setup` in what the target depends on."""
         calls = [c for c in self.source.calls if self.source.called(c) == "Setup"]
-        calls = [c for c in calls if self.source.within(c, self.needed)]
+        calls = [c for c in calls if self.source.within(c, self.needed) and not any(a.star for a in c.args)]
         own = [c for c in calls if self.source.within(c, [self.target])] or calls
         return own[0] if len(own) == 1 else None
 

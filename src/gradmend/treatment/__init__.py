@@ -50,7 +50,7 @@ class Treatment(Printable):
     @property
     def verdict(self) -> str:
         """The result in one sentence."""
-        if self.before.healthy:
+        if self.before.healthy and not self.changes:
             return "This setup is healthy; nothing was changed."
         if not self.changes:
             return "No remedy made this setup healthy and better, so nothing was changed."
@@ -130,18 +130,23 @@ def mend(
     batches: Batch | Iterable[Batch],
     budget: Budget | None = None,
     report: Callable[[str], None] | None = None,
+    *,
+    steps: int | None = None,
 ) -> Treatment:
     """Find the least change that makes a setup healthy and train better, and prove it.
 
-    Remedies that treat the causes found are combined, the least intrusive first, measured on copies, and the
-    healthy combinations tried for a few steps beside the untreated setup, on the same batches and seed. Each
-    change that proves unnecessary is taken away again.
+    Remedies that treat the causes found are combined, the least intrusive first, and looked at by measuring
+    copies. What leaves nothing to find is tried beside the untreated setup: the better half goes on for
+    longer. Of those that train about as well as the best, the least intrusive is taken; each change without
+    which it trains as well is taken away again, and the rest confirmed on another order of the batches.
+    Trained copies are judged by batches that are held back.
 
     Args:
         setup: stays as it is.
         batches: one batch or several; trials go through them again and again.
         budget: of each trial.
         report: is told what is being done, in words.
+        steps: how many optimizer steps are planned; whether they suffice is judged only if they are told.
 
     Returns:
         The treatment; a healthy setup comes back unchanged, and so does one that nothing helps.
@@ -158,15 +163,15 @@ def mend(
     for batch in given:
         check_batch(batch)
     say("measuring")
-    before = diagnose(setup, given)
-    if before.healthy:
+    before = diagnose(setup, given, steps=steps)
+    if before.healthy and not before.doubtful:
         return Treatment(setup, (), before, before, ())
     setup.build_optimizer()  # without one there is nothing to try
     with best_threads(setup, given[:1]):
         search = Search(setup, given, budget or Budget(), say)
         changes = search.run(before)
         mended = changes[-1].setup if changes else setup
-        after = diagnose(mended, given) if changes else before
+        after = diagnose(mended, given, steps=steps) if changes else before
     return Treatment(mended, changes, before, after, tuple(dict.fromkeys(search.trials.values())))
 
 

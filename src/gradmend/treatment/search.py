@@ -30,7 +30,7 @@ from gradmend.training import Trial, run_trial
 from gradmend.training.evaluation import evaluate, fit
 from gradmend.treatment.plans import Plan, cost, describe, joined, kind
 
-_LOOKS, _ALIKE, _STRUCTURES, _TOGETHER, _SPEEDS, _ENTRANTS = 24, 2, 4, 4, 3, 8
+_LOOKS, _ALIKE, _STRUCTURES, _TOGETHER, _SPEEDS, _ENTRANTS = 14, 2, 3, 4, 3, 8
 """Plans looked at; kept of one set of kinds, and in all; remedies in one; ways to train it; entrants."""
 
 _TUNED = 2
@@ -42,8 +42,14 @@ _RUNGS = (4, 2, 1)
 _TOLERANCE = 0.05
 """A plan may lose this share of the best gain and still win by changing less."""
 
+_KEPT = 8
+"""So many changed copies of the setup are kept for further trials."""
+
 _VERY_DEEP = 100
 """In so many layers and more those between the first and the last must learn more slowly."""
+
+_LEARNS = 0.5
+"""A setup without errors that scores so well in a trial is left alone, whatever the prognosis says."""
 
 _COST_OF_CURE = 0.1
 """What a plan may lose in score by curing a contradiction: new output units have to be learnt, too."""
@@ -85,6 +91,7 @@ class Search:
         self.treatable = frozenset[Cause]()
         self._found: dict[Plan, Remedy] = {}
         self._cured: dict[Plan, bool] = {}
+        self._applied: dict[Plan, tuple[Change, ...]] = {}
 
     def run(self, before: Diagnosis) -> tuple[Change, ...]:
         """Gather plans, race them, take away what is not needed, confirm; interrupted, the best so far."""
@@ -96,7 +103,8 @@ class Search:
         return self.apply(self.best)
 
     def _run(self, before: Diagnosis) -> None:
-        self.trial((), self.budget.steps)
+        if self.score(()) >= _LEARNS and before.healthy:
+            return
         finalists = self.race(self.gather(before))
         better = filter(self.better, [*finalists, *self.tuned(finalists)])
         for plan in sorted(better, key=self.rank):
@@ -119,12 +127,14 @@ class Search:
         """Plans that leave nothing to find which remedies treat, each with several ways to train it."""
         anatomy = anatomy_of(self.setup, self.seen[0])
         usable = [remedy for remedy in REMEDIES if remedy.applies_to(self.setup, anatomy)]
-        self.treatable = before.causes & frozenset[Cause]().union(*(remedy.treats for remedy in usable))
+        found = frozenset(finding.cause for finding in before.findings)
+        causes = before.causes or found | {Cause.SLOW_CONVERGENCE}
+        self.treatable = causes & frozenset[Cause]().union(*(remedy.treats for remedy in usable))
         if not self.treatable:
             return []
         start = look(self.setup, self.seen)
         structures = list(self.structures(start, usable))
-        speeds = list(self.speeds(before.causes - start.causes, usable))
+        speeds = list(self.speeds(causes - start.causes, usable))
         plans = [joined(structure, speed) for speed in speeds for structure in structures][:_ENTRANTS]
         repairs = [r for plan in structures[:1] for r in plan if r.treats & _CONTRADICTIONS]
         deep = (DepthRates(),) if len(anatomy.weighted()) > _VERY_DEEP else ()
@@ -174,19 +184,23 @@ class Search:
             yield (remedy,)
 
     def apply(self, plan: Plan) -> tuple[Change, ...]:
-        """Apply the remedies of a plan, one after the other; those without effect are left out.
+        """Apply the remedies of a plan, one after the other; those without effect are left out."""
+        if not plan:
+            return ()
+        if plan not in self._applied:
+            before = self.apply(plan[:-1])
+            change = self._change(plan, before[-1].setup if before else self.setup)
+            self._applied[plan] = (*before, change) if change.edits else before
+            if len(self._applied) > _KEPT:
+                del self._applied[next(iter(self._applied))]
+        return self._applied[plan]
 
-        What a remedy finds, such as a learning rate, is found once for the same remedies before it.
-        """
-        setup, changes = self.setup, []
-        for place, remedy in enumerate(plan, start=1):
-            with warnings.catch_warnings(action="ignore", category=NoEffectWarning):
-                change = self._found.get(plan[:place], remedy).apply(setup, self.seen)
-            self._found[plan[:place]] = change.remedy
-            if change.edits:
-                setup = change.setup
-                changes.append(change)
-        return tuple(changes)
+    def _change(self, plan: Plan, setup: Setup) -> Change:
+        """What the last remedy of a plan does; what it finds, such as a learning rate, is found once."""
+        with warnings.catch_warnings(action="ignore", category=NoEffectWarning):
+            change = self._found.get(plan, plan[-1]).apply(setup, self.seen)
+        self._found[plan] = change.remedy
+        return change
 
     def look(self, plan: Plan) -> Diagnosis | None:
         """What one step shows after a plan; None if it changes nothing or cannot be applied."""
