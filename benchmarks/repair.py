@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, cycle, islice
+from itertools import count, cycle, islice, pairwise
 from statistics import median
 from time import perf_counter
 
@@ -75,7 +75,7 @@ class Network:
         torch.manual_seed(self.seed)
         sizes = [64, *[WIDTH] * (self.depth - 1), 10]
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+        for fan_in, fan_out in pairwise(sizes):
             layer = nn.Linear(fan_in, fan_out)
             INITS[self.init](layer.weight)
             layers += [layer, ACTIVATIONS[self.activation]()]

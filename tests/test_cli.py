@@ -38,7 +38,8 @@ class Net(nn.Module):
 
 class Ill(Net):
     def forward(self, x):
-        return torch.softmax(super().forward(x), 1)
+        x = super().forward(x)
+        return torch.softmax(x if x.sum() < 1e9 else x / 2, 1)
 
 layers = [nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)]
 squashed = nn.Sequential(*layers, nn.Softmax(1))
@@ -87,7 +88,7 @@ def test_check_exits_0_when_healthy_and_1_with_findings(run: Run) -> None:
     code, out, _ = run("check", "net.py:Ill")
     assert code == ILL
     assert "error   softmax before logits loss" in out
-    assert "net.py:23" in out
+    assert "net.py:24" in out
     assert out.splitlines()[-1] == "To mend it: gradmend mend net.py:Ill"
 
 
@@ -108,7 +109,7 @@ def test_mend_exits_0_when_mended_and_prints_the_code(run: Run) -> None:
 def test_mend_exits_1_when_part_is_left_to_the_user(run: Run) -> None:
     code, out, _ = run("mend", "net.py:Ill", "--steps", 20)
     assert code == ILL
-    assert "net.py:23: Remove the softmax from the model" in out
+    assert "net.py:24: Remove the softmax from the model" in out
 
 
 def test_mend_leaves_a_healthy_setup_alone(run: Run) -> None:

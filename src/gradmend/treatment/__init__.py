@@ -164,11 +164,13 @@ def mend(
         check_batch(batch)
     say("measuring")
     before = diagnose(setup, given, steps=steps)
-    if before.healthy and not before.doubtful:
+    if before.healthy and (setup.optimizer is None or not (before.doubtful or steps)):
         return Treatment(setup, (), before, before, ())
     setup.build_optimizer()  # without one there is nothing to try
     with best_threads(setup, given[:1]):
         search = Search(setup, given, budget or Budget(), say)
+        if before.healthy and search.learns(steps):
+            return Treatment(setup, (), before, before, ())
         changes = search.run(before)
         mended = changes[-1].setup if changes else setup
         after = diagnose(mended, given, steps=steps) if changes else before

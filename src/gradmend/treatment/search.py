@@ -51,6 +51,9 @@ _VERY_DEEP = 100
 _LEARNS = 0.5
 """A setup without errors that scores so well in a trial is left alone, whatever the prognosis says."""
 
+_PATIENCE = 4
+"""So many times a trial's steps are tried of a setup without errors."""
+
 _COST_OF_CURE = 0.1
 """What a plan may lose in score by curing a contradiction: new output units have to be learnt, too."""
 
@@ -93,6 +96,11 @@ class Search:
         self._cured: dict[Plan, bool] = {}
         self._applied: dict[Plan, tuple[Change, ...]] = {}
 
+    def learns(self, planned: int | None) -> bool:
+        """Whether the setup learns as it is, in the steps that are planned, if the budget allows so many."""
+        steps = min(planned or self.budget.steps, _PATIENCE * self.budget.steps)
+        return self.score((), steps) >= _LEARNS
+
     def run(self, before: Diagnosis) -> tuple[Change, ...]:
         """Gather plans, race them, take away what is not needed, confirm; interrupted, the best so far."""
         try:
@@ -103,8 +111,7 @@ class Search:
         return self.apply(self.best)
 
     def _run(self, before: Diagnosis) -> None:
-        if self.score(()) >= _LEARNS and before.healthy:
-            return
+        self.trial((), self.budget.steps)
         finalists = self.race(self.gather(before))
         better = filter(self.better, [*finalists, *self.tuned(finalists)])
         for plan in sorted(better, key=self.rank):
@@ -248,13 +255,15 @@ class Search:
         return not self.good(plan), cost(plan), -self.score(plan)
 
     def good(self, plan: Plan) -> bool:
-        """Whether a plan gains about as much as the best that was tried in full."""
-        return self.score(plan) >= self.bound()
+        """Whether a plan cures and scores well enough."""
+        return self.cures(plan) and self.score(plan) >= self.bound()
 
     def bound(self) -> float:
-        """The least score that is about as good as the best."""
-        full = [plan for plan, steps, _ in self.trials if steps == self.budget.steps and self.cures(plan)]
+        """The least score that is enough: about that of the best, or where contradictions go, no loss."""
         own = self.score(())
+        if self.treatable and self.treatable <= _CONTRADICTIONS:
+            return own - _COST_OF_CURE
+        full = [plan for plan, steps, _ in self.trials if steps == self.budget.steps and self.cures(plan)]
         highest = max(map(self.score, full), default=own)
         return highest - _TOLERANCE * (highest - own)
 
