@@ -144,15 +144,20 @@ def _doubtful(profile: Profile, diagnosis: Diagnosis) -> bool:
 def _possible(setup: Setup, batches: Sequence[Batch]) -> bool:
     if setup.optimizer is None or setup.accumulate > 1 or (setup.loss_fn is None and setup.step is None):
         return False
-    shapes = {tuple(_shape(part) for part in batch) for batch in batches if isinstance(batch, (tuple, list))}
-    rows = [{len(t) for t in batch if isinstance(t, Tensor) and t.dim()} for batch in batches]
-    alike = len(shapes) == 1 and None not in next(iter(shapes)) and len(next(iter(shapes))) > 1
-    return alike and all(len(found) == 1 for found in rows) and sum(map(max, rows)) > 2
+    if not all(isinstance(batch, (tuple, list)) and len(batch) > 1 for batch in batches):
+        return False
+    shapes = {tuple(map(_shape, batch)) for batch in batches}
+    if len(shapes) != 1 or None in next(iter(shapes)):
+        return False
+    rows = [{len(part) for part in batch} for batch in batches]
+    return all(len(found) == 1 for found in rows) and sum(map(max, rows)) > 2
 
 
 def _shape(part: object) -> tuple[int, ...] | None:
-    """Of one row."""
-    return tuple(part.shape[1:]) if isinstance(part, Tensor) and part.dim() else None
+    """Of one row; None of what rows cannot be taken from."""
+    if not isinstance(part, Tensor) or part.is_nested or part.layout != torch.strided or not part.dim():
+        return None
+    return tuple(part.shape[1:])
 
 
 def _some(batch: Batch) -> Batch:

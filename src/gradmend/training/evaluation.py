@@ -167,7 +167,8 @@ def _own_and_others(setup: Setup, batch: Batch) -> tuple[float, float] | None:
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[-1], Tensor):
         return None
     *inputs, target = batch
-    rows = len(target) if target.dim() else 0
+    plain = not target.is_nested and target.layout == torch.strided
+    rows = len(target) if plain and target.dim() else 0
     shifts = sorted({rows // 4, rows // 2, 3 * rows // 4} - {0})
     with torch.no_grad(), modes_restored(setup.model):
         setup.model.eval()
