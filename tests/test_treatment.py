@@ -286,3 +286,23 @@ def test_an_interruption_gives_the_best_so_far() -> None:
     made = mend(setup, given, BUDGET, interrupt)
     assert len(made.trials) == 3
     assert made.changes
+
+
+class WithLoss(nn.Module):
+    """Takes a dict and returns the loss, as those of Hugging Face do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain(2, nn.ReLU)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        output = self.net(x)
+        return {"loss": nn.functional.cross_entropy(output, labels), "logits": output}
+
+
+def test_where_targets_cannot_be_exchanged_the_loss_decides() -> None:
+    torch.manual_seed(0)
+    setup = Setup(WithLoss(), optimizer=partial(torch.optim.SGD, lr=1e-9))
+    made = mend(setup, [{"x": x, "labels": y} for x, y in batches()], BUDGET)
+    assert made.mended
+    assert made.trials[0].fit is None

@@ -25,6 +25,7 @@ from gradmend.remedies import (
     UseOptimizer,
     anatomy_of,
 )
+from gradmend.response import lower
 from gradmend.setup import Batch, Budget, Setup
 from gradmend.training import Trial, run_trial
 from gradmend.training.evaluation import evaluate, fit
@@ -124,9 +125,9 @@ class Search:
 
     def leader(self) -> Plan:
         """The plan of the best trial so far, if it beats the setup as it is."""
-        fits = {plan: trial.fit for (plan, *_), trial in self.trials.items() if trial.fit is not None}
-        best = max(fits, key=fits.__getitem__, default=())
-        return best if best and fits[best] > fits.get((), -1.0) else ()
+        scores = {key[0]: self.score(*key) for key in self.trials}
+        best = max(scores, key=scores.__getitem__, default=())
+        return best if best and scores[best] > scores.get((), -1.0) else ()
 
     # ---- plans ------------------------------------------------------------------------------------------
 
@@ -288,9 +289,14 @@ class Search:
         return self.score(plan, 2 * self.budget.steps, seed=1) >= self.bound()
 
     def score(self, plan: Plan, steps: int | None = None, seed: int = 0) -> float:
-        """How well held-back samples fit after a trial: from -1 to 1."""
+        """How well held-back samples fit after a trial: -1 to 1; without targets, how far the loss fell."""
         trial = self.trial(plan, steps or self.budget.steps, seed)
-        return -1.0 if trial.diverged or trial.fit is None else trial.fit
+        if trial.diverged:
+            return -1.0
+        if trial.fit is not None:
+            return trial.fit
+        untreated = next(other for (tried, *_), other in self.trials.items() if not tried)
+        return lower(trial.final_loss, untreated.initial_loss)
 
     def trial(self, plan: Plan, steps: int, seed: int = 0) -> Trial:
         """Train a copy; the same plan is not tried twice."""
