@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
+from typing import cast
 
 from gradmend.causes import Cause
 from gradmend.diagnosis import Diagnosis, look
@@ -141,19 +142,31 @@ class Search:
         if not self.treatable:
             return []
         start = look(self.setup, self.seen)
-        structures = list(self.structures(start, usable))
+        repairs, repaired = self.repairs(start, usable)
+        structures = list(self.structures(repairs, repaired, usable)) or [repairs]
         speeds = list(self.speeds(causes - start.causes, usable))
         plans = [joined(structure, speed) for speed in speeds for structure in structures][:_ENTRANTS]
-        repairs = [r for plan in structures[:1] for r in plan if r.treats & _CONTRADICTIONS]
         deep = (DepthRates(),) if len(anatomy.weighted()) > _VERY_DEEP else ()
         firm = joined(repairs, (r for r in (*_FIRM, *deep) if r.applies_to(self.setup, anatomy)))
         return [plan for plan in dict.fromkeys([*plans, firm]) if plan]
 
-    def structures(self, start: Diagnosis, usable: Sequence[Remedy]) -> Iterator[Plan]:
+    def repairs(self, start: Diagnosis, usable: Sequence[Remedy]) -> tuple[Plan, Diagnosis]:
+        """What resolves the contradictions, one after the other, and what one step shows then."""
+        plan, diagnosis = cast(Plan, ()), start
+        while wrong := diagnosis.causes & self.treatable & _CONTRADICTIONS:
+            looks = ((more, self.look(more)) for more in self.extensions(plan, wrong, usable))
+            good = ((more, found) for more, found in looks if found and not wrong <= found.causes)
+            step = next(good, None)
+            if step is None:
+                break
+            plan, diagnosis = step
+        return plan, diagnosis
+
+    def structures(self, base: Plan, start: Diagnosis, usable: Sequence[Remedy]) -> Iterator[Plan]:
         """What cures all that one step shows, the least intrusive first, by looking at copies."""
         treatable = frozenset[Cause]().union(*(remedy.treats for remedy in usable))
         order, full = itertools.count(), Counter[frozenset[str]]()
-        queue: list[tuple[int, int, Plan, Diagnosis]] = [(0, next(order), (), start)]
+        queue: list[tuple[int, int, Plan, Diagnosis]] = [(cost(base), next(order), base, start)]
         seen, looks = set[Plan](), 0
         while queue and looks < _LOOKS and full.total() < _STRUCTURES:
             *_, plan, diagnosis = heapq.heappop(queue)
