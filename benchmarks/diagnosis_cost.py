@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -17,6 +17,8 @@ from gradmend.zoo import mlp
 DEPTH, WIDTH, ROWS, BATCHES = 20, 256, 128, 4
 MOST = 40.0
 
+Batch = tuple[Tensor, Tensor]
+
 OPTIMIZERS = (partial(torch.optim.SGD, lr=0.01, momentum=0.9), partial(torch.optim.Adam, lr=1e-3))
 NETWORKS = {
     "sound (ReLU, He)": ("relu", "he"),
@@ -30,13 +32,28 @@ def run() -> Iterator[Row | str]:
     yield f"One diagnosis of an MLP {DEPTH} x {WIDTH}, {BATCHES} batches of {ROWS}, over one plain step"
     for name, (activation, init) in NETWORKS.items():
         for optimizer in OPTIMIZERS:
-            yield _cost(f"{name}, {optimizer.func.__name__}", activation, init, optimizer)
+            yield _cost(f"{name}, {optimizer.func.__name__}", activation, init, optimizer, _classes)
+    name = "sound, labels drawn by lot: a trial looks for the cause"
+    yield _cost(name, "relu", "he", OPTIMIZERS[0], _lots)
 
 
-def _cost(name: str, activation: str, init: str, optimizer: OptimizerFactory) -> Row:
+def _classes() -> Batch:
+    """Ten clouds of points."""
+    y = torch.randint(10, (ROWS,))
+    centers = torch.randn(10, WIDTH, generator=torch.Generator().manual_seed(0))
+    return centers[y] + torch.randn(ROWS, WIDTH), y
+
+
+def _lots() -> Batch:
+    return torch.randn(ROWS, WIDTH), torch.randint(10, (ROWS,))
+
+
+def _cost(
+    name: str, activation: str, init: str, optimizer: OptimizerFactory, batch: Callable[[], Batch]
+) -> Row:
     torch.manual_seed(0)
     model = mlp(WIDTH, 10, width=WIDTH, depth=DEPTH, activation=activation, init=init)
-    batches = [(torch.randn(ROWS, WIDTH), torch.randint(10, (ROWS,))) for _ in range(BATCHES)]
+    batches = [batch() for _ in range(BATCHES)]
     setup = gradmend.Setup(model, nn.CrossEntropyLoss(), optimizer)
     plain = partial(_step, model, *batches[0])
     return Row(name, compare(plain, {name: partial(gradmend.diagnose, setup, batches)}, budget=6)[name], MOST)
