@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import gradmend as gm
 from gradmend.readings import Response
-from gradmend.response import Losses, Outlook, look_ahead, lower, respond
+from gradmend.readout import lower
+from gradmend.response import Losses, Outlook, look_ahead, respond
 from helpers import ADAM, SGD, assert_same, blobs, plain, setups, trace
 
 KINDS = list(setups())

@@ -123,3 +123,14 @@ def _predicted(x: Tensor, y: Tensor) -> float:
     rest = _RIDGE * size * torch.cholesky_inverse(torch.linalg.cholesky(kernel))
     left_out = (rest @ y) / (rest.diagonal() - 1 / len(x)).clamp_min(1e-3)[:, None]
     return max(-1.0, 1 - (left_out.square().sum() / total).item())
+
+
+def lower(loss: float, than: float) -> float:
+    """By how much a loss is lower than another, as a share of their sum: from -1 to 1.
+
+    >>> lower(1.0, 3.0), lower(3.0, 1.0), lower(math.nan, 1.0)
+    (0.5, -0.5, -1.0)
+    """
+    if not (math.isfinite(loss) and math.isfinite(than)):
+        return -1.0
+    return (than / 2 - loss / 2) / (abs(than) / 2 + abs(loss) / 2 or 1.0)  # halves do not overflow

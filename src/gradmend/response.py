@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from gradmend.harmless import undisturbed, untouched
 from gradmend.readings import Response
-from gradmend.readout import centered, cosine, last_input, pulls, readable
+from gradmend.readout import centered, cosine, last_input, lower, pulls, readable
 from gradmend.setup import Batch, Setup, split
 from gradmend.steps import Step, flushed, held, next_step, seeded_loss, set_gradients
 from gradmend.updates import obstacle
@@ -80,17 +80,6 @@ class Losses:
     def told_apart(self) -> float:
         """From 0, where the own targets fit no better than others, to 1; -1 if a loss is no number."""
         return lower(self.own, self.others)
-
-
-def lower(loss: float, than: float) -> float:
-    """By how much a loss is lower than another, as a share of their sum: from -1 to 1.
-
-    >>> lower(1.0, 3.0), lower(3.0, 1.0), lower(math.nan, 1.0)
-    (0.5, -0.5, -1.0)
-    """
-    if not (math.isfinite(loss) and math.isfinite(than)):
-        return -1.0
-    return (than / 2 - loss / 2) / (abs(than) / 2 + abs(loss) / 2 or 1.0)  # halves do not overflow
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ from rich.text import Text
 
 from gradmend.console import Printable, number, plain_data
 from gradmend.profile import Profile
-from gradmend.response import Outlook, lower
+from gradmend.readout import lower
+from gradmend.response import Outlook
 
 STEPS: Final = 200
 """Within so many steps."""

@@ -30,7 +30,7 @@ from gradmend.causes import Cause
 from gradmend.diagnosis.finding import Diagnosis, Finding, Severity
 from gradmend.harmless import undisturbed, untouched
 from gradmend.profile import Profile
-from gradmend.response import lower
+from gradmend.readout import lower
 from gradmend.setup import Batch, Setup, named_parameters
 
 _STEPS, _MORE, _LITTLE, _UNTOLD = 24, 96, 1_000_000, 1000

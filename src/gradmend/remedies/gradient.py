@@ -34,8 +34,19 @@ _TREATS = frozenset(
 )
 
 
+class _Clipping(Remedy):
+    """What all ways of clipping share: what they treat, and that nothing else may change the gradient."""
+
+    treats: ClassVar[frozenset[Cause]] = _TREATS
+    intrusion: ClassVar[int] = 4
+
+    def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
+        """Whether nothing changes the gradient yet."""
+        return setup.gradient_transform is None
+
+
 @dataclass(frozen=True)
-class ClipNorm(Remedy):
+class ClipNorm(_Clipping):
     """Scale the whole gradient down when its norm exceeds a bound; its direction stays.
 
     Through time as through depth: it is the usual cure of exploding recurrent networks. Costs one norm.
@@ -44,14 +55,8 @@ class ClipNorm(Remedy):
     https://arxiv.org/abs/1211.5063
     """
 
-    treats: ClassVar[frozenset[Cause]] = _TREATS
-    intrusion: ClassVar[int] = 4
     summary: ClassVar[str] = "gradient clipping to norm {max_norm:g}"
     max_norm: float = 1.0
-
-    def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
-        """Whether nothing changes the gradient yet."""
-        return setup.gradient_transform is None
 
     def edit(
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
@@ -62,20 +67,14 @@ class ClipNorm(Remedy):
 
 
 @dataclass(frozen=True)
-class ClipValue(Remedy):
+class ClipValue(_Clipping):
     """Bound every entry of the gradient; its direction may turn. Costs a pass over the gradient.
 
     Source: Mikolov, Statistical language models based on neural networks, 2012.
     """
 
-    treats: ClassVar[frozenset[Cause]] = _TREATS
-    intrusion: ClassVar[int] = 4
     summary: ClassVar[str] = "gradient clipping to values within {value:g}"
     value: float = 0.5
-
-    def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
-        """Whether nothing changes the gradient yet."""
-        return setup.gradient_transform is None
 
     def edit(
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
@@ -86,7 +85,7 @@ class ClipValue(Remedy):
 
 
 @dataclass(frozen=True)
-class ClipAdaptive(Remedy):
+class ClipAdaptive(_Clipping):
     """Bound the gradient of each unit by a share of the norm of its weights (adaptive clipping, AGC).
 
     A layer with small weights may take small steps only, whatever the others do; so it needs no bound that
@@ -99,14 +98,8 @@ class ClipAdaptive(Remedy):
     2021, https://arxiv.org/abs/2102.06171
     """
 
-    treats: ClassVar[frozenset[Cause]] = _TREATS
-    intrusion: ClassVar[int] = 4
     summary: ClassVar[str] = "gradient clipping to {share:g} of each unit's weights"
     share: float = 0.01
-
-    def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
-        """Whether nothing changes the gradient yet."""
-        return setup.gradient_transform is None
 
     def edit(
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradmend.errors import DataError
+from gradmend.readout import lower
 from gradmend.setup import Batch, LossFn, Setup
 
 _THRESHOLDS: Final[Mapping[Any, float]] = {
@@ -157,9 +158,7 @@ def fit(setup: Setup, batches: Iterable[Batch]) -> float | None:
     if any(pair is None for pair in pairs):
         return None
     own, others = (math.fsum(column) for column in zip(*filter(None, pairs), strict=True))
-    if not (math.isfinite(own) and math.isfinite(others)):
-        return -1.0
-    return (others - own) / (abs(others) + abs(own) or 1.0)
+    return lower(own, others)
 
 
 def _own_and_others(setup: Setup, batch: Batch) -> tuple[float, float] | None:

@@ -15,6 +15,7 @@ from typing import cast
 from gradmend.causes import Cause
 from gradmend.diagnosis import Diagnosis, look
 from gradmend.errors import GradmendError, NoEffectWarning
+from gradmend.readout import lower
 from gradmend.remedies import (
     REMEDIES,
     Change,
@@ -26,7 +27,6 @@ from gradmend.remedies import (
     UseOptimizer,
     anatomy_of,
 )
-from gradmend.response import lower
 from gradmend.setup import Batch, Budget, Setup
 from gradmend.training import Trial, run_trial
 from gradmend.training.evaluation import evaluate, fit
