@@ -20,6 +20,7 @@ lint: .venv/ready
 # The pages that are made from the code.
 docs: .venv/ready
 	$(BIN)/python -m gradmend.causes.page > docs/causes.md
+	$(BIN)/python -m gradmend.remedies.page > docs/remedies.md
 
 bench: .venv/peers
 	$(BIN)/python -m benchmarks $(BENCHMARKS)

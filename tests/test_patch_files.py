@@ -17,21 +17,29 @@ from gradmend.errors import TargetError
 from gradmend.patch.files import order
 from gradmend.remedies import (
     LSUV,
+    Accumulate,
     AddMissingParameters,
     BatchNorm,
+    ClipAdaptive,
     ClipNorm,
     DepthRates,
     Descend,
     DropSquashing,
+    FitLoss,
     He,
     LearningRate,
+    LessDropout,
     Orthogonal,
     OutputUnits,
+    Relabel,
     StandardizeInput,
     SwapActivation,
+    UseOptimizer,
+    UseSchedule,
     WeightDecay,
 )
-from gradmend.target import Wishes, find
+from gradmend.target import Wishes, find, import_file
+from gradmend.training.loop import Stepper
 from patching import HEAD, PLAIN, applied, mend, rates, removed, treated
 
 
@@ -60,17 +68,103 @@ def test_parts_that_are_not_in_the_file_are_left() -> None:
     source = PLAIN.replace("optimizer = ", "_ = ")
     patch, _, _ = mend(source, "model", LearningRate(0.01), ClipNorm(), DropSquashing())
     assert "learning rate 0.01: net.py makes no optimizer for this model" in patch.left
-    assert "gradient clipping to norm 1: net.py makes no Setup that could hold it" in patch.left
+    assert "gradient clipping to norm 1: the optimizer is not made beside the model" in patch.left
     patch, _, _ = mend(PLAIN, "model", LearningRate(0.01), DropSquashing(), optimizer="SGD:0.1")
     assert any("typed" in line for line in patch.left)
 
 
-def test_code_that_needs_data_is_left() -> None:
-    patch, _, _ = mend(PLAIN, "model", LSUV(), LearningRate(0.01), same=False)
-    assert patch.left == (
-        "every layer scaled to unit variance on a batch: its code needs more than the model",
-    )
+def test_what_was_found_on_a_batch_is_written_as_numbers() -> None:
+    patch, _, _ = mend(PLAIN, "model", LSUV(), LearningRate(0.01))
+    assert not patch.left
     assert "lr=0.01" in patch.written[-1]
+
+
+def test_what_runs_with_each_step_hangs_on_an_optimizer_without_a_setup() -> None:
+    remedies = (He(), ClipNorm(0.01), UseSchedule("linear", 4), UseOptimizer("Adam", lr=0.01))
+    patch, mended, _ = mend(PLAIN, "model", *remedies)
+    assert not patch.left
+    names = vars(import_file("again.py", "again.py"))
+    model, optimizer = names["model"], names["optimizer"]
+    step, batch = Stepper(mended.copy()), (names["x"], names["y"])
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+        loss.backward()
+        optimizer.step()
+        assert loss.item() == pytest.approx(step([batch]).item(), rel=1e-4)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_adaptive_clipping_of_a_live_optimizer_beside_a_setup() -> None:
+    source = PLAIN + "\nimport gradmend\nsetup = gradmend.Setup(model, nn.CrossEntropyLoss(), optimizer)\n"
+    patch, _, again = mend(source, "setup", ClipAdaptive(), He())
+    assert not patch.left
+    assert len(again.setup.build_optimizer()._optimizer_step_pre_hooks) == 1
+    patch, _, again = mend(source, "setup", ClipNorm())
+    assert again.setup.gradient_transform is not None
+
+
+SIGNED = (
+    HEAD
+    + """
+y = 1.0 + (x[:, :1] > 0)
+batch = (x, y)
+model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+loss_fn = nn.BCEWithLogitsLoss()
+"""
+)
+
+
+def test_a_loss_around_the_loss_that_stands_there() -> None:
+    patch, mended, again = mend(SIGNED, "model", Relabel())
+    assert "loss_fn = partial(lambda loss, output, y: loss(output, " in patch.after.decode()
+    assert "), nn.BCEWithLogitsLoss())\n" in patch.after.decode()
+    batch = again.batches(1)[0]
+    torch.testing.assert_close(again.setup.loss(batch), mended.loss(batch))
+
+
+def test_a_loss_that_is_a_function_is_bound_anew() -> None:
+    source = PLAIN + "\ndef loss_fn(output, y):\n    return -nn.functional.cross_entropy(output, y)\n"
+    patch, mended, again = mend(source, "model", Descend())
+    assert patch.after.decode().endswith(
+        "\nloss_fn = partial(lambda loss, output, y: -loss(output, y), loss_fn)\n"
+    )
+    batch = again.batches(1)[0]
+    torch.testing.assert_close(again.setup.loss(batch), mended.loss(batch))
+    patch, mended, again = mend(source, "model", FitLoss(), DropSquashing(), some=True)
+    assert patch.after.decode().endswith("\nloss_fn = nn.CrossEntropyLoss()\n")
+
+
+TWICE = (
+    HEAD
+    + """
+import torch.nn.functional as F
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = torch.sigmoid(self.a(x))
+        x = F.dropout(x * torch.sigmoid(x), 0.98, self.training)
+        x = torch.sigmoid(self.b(x))
+        return self.c(x)
+
+model = Net()
+"""
+)
+
+
+def test_a_forward_that_was_rewritten_twice_is_changed_where_it_stands() -> None:
+    """The second time the text is that of the first, but the lines are the user's."""
+    patch, _, _ = mend(TWICE, "model", LessDropout(), SwapActivation("ReLU"))
+    assert removed(patch) == [
+        "x = F.dropout(x * torch.sigmoid(x), 0.98, self.training)",
+        "x = torch.sigmoid(self.b(x))",
+    ]
+    assert "F.dropout(x * torch.sigmoid(x), p=0.1, training=self.training)" in patch.after.decode()
+    assert "def mended" not in patch.after.decode()
 
 
 def test_parameters_that_an_optimizer_lacks() -> None:
@@ -132,11 +226,13 @@ def test_a_second_patch_of_a_patched_file() -> None:
     assert b"def mended_2(model):" in second.after
 
 
-def test_what_has_no_code_is_left_by_hand() -> None:
-    source = PLAIN + "\ndef loss_fn(output, y):\n    return -nn.functional.cross_entropy(output, y)\n"
-    patch, _, _ = mend(source, "model", Descend())
+def test_what_is_for_the_loop_is_left_by_hand() -> None:
+    patch, _, _ = mend(PLAIN, "model", Accumulate(3))
     assert patch.after == patch.before
-    assert patch.left == ("loss negated: by hand: loss: -loss_fn(output, y)",)
+    (line,) = patch.left
+    assert line.startswith(
+        "3 batches per optimizer step: by hand: accumulate = 3; for your loop: (loss / acc"
+    )
 
 
 def test_a_name_that_the_source_does_not_show() -> None:

@@ -202,7 +202,7 @@ def keeps_the_optimizer_paired_with_its_parameters(
 
 def is_made_by_its_code(remedy: Remedy, made: Change, setup: Setup, batch: Batch) -> None:
     own = setup.copy()
-    names: dict[str, Any] = {"model": own.model, "x": batch[0], "optimizer": own.build_optimizer()}
+    names: dict[str, Any] = {"model": own.model, "loss_fn": own.loss_fn, "optimizer": own.build_optimizer()}
     text = "\n".join(edit.code for edit in made.edits)
     assert "gradmend" not in definitions(text) + text
     torch.manual_seed(SEED)

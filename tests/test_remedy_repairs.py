@@ -139,6 +139,19 @@ def test_units_that_were_there_keep_their_weights() -> None:
     torch.testing.assert_close(mean[0], setup("output", "three units, one amount").model[2].weight.mean(0))
 
 
+def test_an_output_that_no_sample_gets_through_becomes_linear() -> None:
+    """A ReLU behind negative numbers puts out zeros, and lets no gradient back."""
+    model = network(nn.ReLU(), out=1)
+    nn.init.constant_(model[2].bias, -50.0)
+    batch = (X, AMOUNT - AMOUNT.min())
+    dead = Setup(model, nn.MSELoss(), SGD)
+    assert Cause.NO_GRADIENT in diagnose(dead, batch).causes
+    cured = LastActivation().apply(dead, batch).setup
+    assert Cause.NO_GRADIENT not in diagnose(cured, batch).causes
+    with pytest.warns(NoEffectWarning):
+        LastActivation().apply(Setup(network(nn.ReLU(), out=1), nn.MSELoss(), SGD), batch)
+
+
 @pytest.mark.parametrize("bounded", [False, True])
 def test_rescaled_outputs_cover_the_targets(bounded: bool) -> None:
     given = Setup(network(*([nn.Tanh()] if bounded else []), out=2), nn.MSELoss(), SGD)

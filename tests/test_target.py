@@ -186,6 +186,18 @@ def test_findings_carry_the_line_that_made_the_layer_or_called_the_function(
     assert where["softmax before logits loss"] == (f"{file}:{called}",)
 
 
+def test_sizes_and_lengths_are_those_of_a_recipe_or_of_a_training(write: Write) -> None:
+    found = look("very-deep", depth=20, width=16, epochs=3, batch_size=100)
+    assert [layer.out_features for layer in found.setup.model[::2]] == [16] * 20 + [10]
+    assert (found.epochs, found.batch_size) == (3, 100)
+    assert found.setup.schedule.keywords["total_iters"] == 3 * 15
+    file = write("batch = (x, y)")
+    found = look(f"{file}:Net", epochs=3)
+    assert (found.epochs, found.batch_size) == (3, 64)
+    with pytest.raises(TargetError, match="--depth and --width are for recipes"):
+        look(f"{file}:Net", width=16)
+
+
 def test_neighbours_dataclasses_pickle_and_future_annotations_work(write: Write) -> None:
     write("width = 8", "helper.py", head="")
     text = """

@@ -1,12 +1,17 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.optim import Adam
 
 from gradmend.data import Data
 from gradmend.errors import SetupError, TargetError
 from gradmend.layers import Residual
+from gradmend.remedies import DepthRates, Tailor, UseSchedule
+from gradmend.setup import Setup
+from gradmend.training import train
 from gradmend.zoo import RECIPES, mlp, recipe
 
 ACTIVATIONS = {
@@ -117,6 +122,43 @@ def test_the_deep_recipe_and_its_changes() -> None:
     assert [type(layer) for layer in changed.setup.model[:3]] == [nn.Linear, nn.BatchNorm1d, nn.Tanh]
 
 
+def test_the_very_deep_recipe_is_what_the_remedies_make_of_a_plain_network() -> None:
+    made = recipe("very-deep", depth=30, epochs=3, batch_size=100)
+    batch = made.data.head(len(made.data.x))
+    setup = Setup(mlp(64, 10, depth=30, activation="relu"), nn.CrossEntropyLoss(), partial(Adam, lr=1e-3))
+    for remedy in (Tailor(), DepthRates(), UseSchedule("linear", 45)):
+        setup = remedy.apply(setup, batch).setup
+    pairs = zip(made.setup.model, setup.model, strict=True)
+    for own, wanted in pairs:
+        if isinstance(own, nn.Linear):
+            gains = [torch.linalg.svdvals(layer.weight) for layer in (own, wanted)]
+            torch.testing.assert_close(*gains, rtol=1e-4, atol=0)
+            mean = [layer.bias / layer.weight.sum(1) for layer in (own, wanted)]
+            torch.testing.assert_close(*mean, rtol=1e-3, atol=1e-5)
+        else:
+            assert own.negative_slope == pytest.approx(wanted.negative_slope, abs=1e-6)
+    optimizers = [s.build_optimizer() for s in (made.setup, setup)]
+    rates = [sorted((g["lr"], len(g["params"])) for g in o.param_groups) for o in optimizers]
+    assert [pytest.approx(pair) for pair in rates[0]] == rates[1]
+    assert made.setup.schedule.keywords == setup.schedule.keywords
+
+
+def test_the_very_deep_recipe_learns_where_the_plain_network_does_not() -> None:
+    assert recipe("very-deep").setup.model[0].in_features == 64
+    made = recipe("very-deep", depth=100, epochs=4)
+    assert train(made, batch_size=64, epochs=4, device="cpu").test_accuracy > 0.9
+    plain = recipe("very-deep", depth=100, epochs=4, activation="relu", init="he")
+    assert train(plain, batch_size=64, epochs=4, device="cpu").test_accuracy < 0.5
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_the_very_deep_recipe_may_be_shallow(depth: int) -> None:
+    made = recipe("very-deep", depth=depth)
+    held = [p for group in made.setup.build_optimizer().param_groups for p in group["params"]]
+    assert {*held} == {*made.setup.model.parameters()}
+    assert made.setup.loss(made.data.head(8)).isfinite()
+
+
 def test_a_seed_decides_the_weights_and_disturbs_nothing() -> None:
     before = torch.get_rng_state()
     first, again, other = (recipe("deep", depth=1, seed=seed).setup.model[0].weight for seed in (1, 1, 2))
@@ -132,8 +174,8 @@ def test_images_are_flattened_and_targets_without_classes_take_the_squared_error
 
 
 def test_unknown_recipes_and_changes_are_refused() -> None:
-    with pytest.raises(TargetError, match=r"Did you mean 'mnist'\? Possible: deep, mnist"):
+    with pytest.raises(TargetError, match=r"Did you mean 'mnist'\? Possible: deep, mnist, very-deep"):
         recipe("mnits")
     with pytest.raises(SetupError, match="Did you mean 'depth'"):
         recipe("deep", dpeth=3)
-    assert set(RECIPES) == {"mnist", "deep"}
+    assert set(RECIPES) == {"mnist", "deep", "very-deep"}

@@ -18,7 +18,7 @@ from gradmend.errors import SetupError
 from gradmend.kinds import identify
 from gradmend.layers import call
 from gradmend.surgery import Edit
-from gradmend.tracing import class_with, line_of_forward, own_class, source, trace
+from gradmend.tracing import class_with, line_of_forward, own_class, source, trace, without_lines
 
 
 def calls(model: nn.Module, site: Site) -> bool:
@@ -185,6 +185,7 @@ def _swap(graph: fx.Graph, node: fx.Node, site: Site, name: str | None) -> None:
     if name is not None:
         with graph.inserting_before(node):
             new = graph.call_module(name, (given,))
+            new.meta.update(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
 
@@ -228,16 +229,19 @@ def _code(path: str, forwards: tuple[str, str], children: dict[str, nn.Module]) 
     lines = [f'module = model.get_submodule("{path}")' if path else "module = model"]
     lines += [f"module.{name} = {call(new)}" for name, new in children.items()]
     names = ["forward"]
-    if forwards[0] == forwards[1]:
-        lines += [forwards[0]]
+    texts = [without_lines(text) for text in forwards]
+    if texts[0] == texts[1]:
+        lines += [texts[0]]
     else:
-        names = ["train_forward", "eval_forward"]
-        lines += [text.replace("def forward(", f"def {n}(") for text, n in zip(forwards, names, strict=True)]
+        names += ["train_forward", "eval_forward"]
+        lines += [text.replace("def forward(", f"def {n}(") for text, n in zip(texts, names[1:], strict=True)]
         lines += [
+            "",
             "def forward(self, *args, **kwargs):",
-            "    return (train_forward if self.training else eval_forward)(self, *args, **kwargs)",
+            "    return (self.train_forward if self.training else self.eval_forward)(*args, **kwargs)",
         ]
-    lines += ['module.__class__ = type(type(module).__name__, (type(module),), {"forward": forward})']
+    held = ", ".join(f'"{name}": {name}' for name in names)
+    lines += ["", f"module.__class__ = type(type(module).__name__, (type(module),), {{{held}}})"]
     return "\n".join(lines)
 
 

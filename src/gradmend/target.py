@@ -36,7 +36,7 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
 }
 _DATA_NAMES = ("batch", "batches", "loader", "train_loader", "data")
 _LOSS_NAMES = ("loss_fn", "criterion", "loss")
-_ROWS = 64
+_ROWS, _EPOCHS = 64, 10
 _MOST_BATCHES = 1000
 _NO_PLAIN_STEP = ("Optimizer", "LBFGS", "SparseAdam")
 _HERE = str(Path(__file__).parent)
@@ -51,8 +51,8 @@ class Target:
         name: as the user typed it.
         setup: what trains.
         data: what it trains on: a `Data`, a loader, a batch.
-        batch_size: rows per batch where `data` is not batched yet.
-        epochs: that its recipe suggests.
+        batch_size: rows per batch where `data` is not batched yet, as typed or as its recipe suggests.
+        epochs: as typed, or as its recipe suggests.
         notes: what was assumed, in words.
     """
 
@@ -81,6 +81,10 @@ class Wishes:
     optimizer: str | None = None
     device: str = "cpu"
     seed: int = 0
+    depth: int | None = None
+    width: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
 
 
 def find(target: str, wishes: Wishes) -> Target:
@@ -101,7 +105,10 @@ def find(target: str, wishes: Wishes) -> Target:
 
 
 def _recipe(name: str, wishes: Wishes) -> Target:
-    made = recipe(name, data=wishes.data, seed=wishes.seed)
+    sizes = {"depth": wishes.depth, "width": wishes.width}
+    changes = {key: value for key, value in sizes.items() if value is not None}
+    length = {"epochs": wishes.epochs, "batch_size": wishes.batch_size}
+    made = recipe(name, data=wishes.data, seed=wishes.seed, **length, **changes)
     setup, notes = _completed(made.setup, None, wishes, made.data)
     return Target(name, setup, made.data, made.batch_size, made.epochs, notes)
 
@@ -109,10 +116,12 @@ def _recipe(name: str, wishes: Wishes) -> Target:
 def _file_target(target: str, wishes: Wishes) -> Target:
     file, name = _split(target)
     module = import_file(file, target)
+    if wishes.depth is not None or wishes.width is not None:
+        raise TargetError(f"{target} has its own depth and width. --depth and --width are for recipes.")
     setup = _setup(module, name, target)
     data = _data(module, wishes.data, target)
     setup, notes = _completed(setup, module, wishes, data)
-    return Target(target, setup, data, _ROWS, 10, notes)
+    return Target(target, setup, data, wishes.batch_size or _ROWS, wishes.epochs or _EPOCHS, notes)
 
 
 def _split(target: str) -> tuple[str, str]:

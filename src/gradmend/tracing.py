@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from types import CodeType, FrameType
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +25,9 @@ _BUILTINS["device"] = "from torch import device"
 _FREED = re.compile(r";  \w+(?: = \w+)* = None(?=\n|$)")
 """What fx writes to free memory early."""
 
+_PLACE = re.compile(r"  # (?P<file>\S.*):(?P<line>\d+)$", re.M)
+"""Behind a line of a traced forward: the user's line that it came from."""
+
 
 class Rewritten:
     """First among the bases of a class whose forward was traced: `forwards` in training, in evaluation."""
@@ -34,7 +40,29 @@ class Rewritten:
 
 
 class _Tracer(fx.Tracer):
-    """Traces one forward only: its children, whatever they are, stay calls."""
+    """Traces one forward only: its children, whatever they are, stay calls.
+
+    Args:
+        code: of the user's forward; each node gets the innermost line in its file.
+    """
+
+    def __init__(self, code: CodeType | None) -> None:
+        super().__init__()
+        self.code = code
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        """The call as a node that remembers its line."""
+        proxy = super().create_proxy(*args, **kwargs)
+        frame: FrameType | None = sys._getframe(1)
+        line = None
+        while frame is not None and self.code is not None:
+            if frame.f_code.co_filename == self.code.co_filename:
+                line = line or f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            if frame.f_code is self.code:
+                proxy.node.meta["line"] = line
+                break
+            frame = frame.f_back
+        return proxy
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -94,7 +122,7 @@ def trace(module: nn.Module, training: bool) -> fx.Graph:
     forward = _compiled(own.forwards[not training]) if issubclass(own, Rewritten) else own.forward
     try:
         twin.__class__ = type(own.__name__, (own,), {"forward": _required_only(forward)})
-        tracer = _Tracer()
+        tracer = _Tracer(getattr(inspect.unwrap(forward), "__code__", None))
         with _recorded_factories(tracer):
             graph = tracer.trace(twin)
     except Exception as error:  # the user's code meets proxies, and may raise anything
@@ -124,12 +152,29 @@ def _required_only(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def source(graph: fx.Graph) -> str:
-    """The graph as Python text, with the imports that it needs."""
+    """The graph as Python text, with the imports that it needs and the user's lines as comments."""
     written = graph.python_code("self")
-    text = _FREED.sub("", written.src).strip()
-    used = {name: value for name, value in written.globals.items() if re.search(rf"\b{name}\b", text)}
+    lines = {node.name: node.meta["line"] for node in graph.nodes if "line" in node.meta}
+    plain = _FREED.sub("", written.src).strip()
+    used = {name: value for name, value in written.globals.items() if re.search(rf"\b{name}\b", plain)}
+    rows = plain.split("\n")
+    text = "\n".join(row + _comment(lines.get(row.strip().partition(" = ")[0])) for row in rows)
     imports = [_BUILTINS[name] if name in _BUILTINS else _import(name, used[name]) for name in used]
     return "\n".join([*dict.fromkeys(imports), "", text])
+
+
+def _comment(line: str | None) -> str:
+    """The user's line, if it stands in a file."""
+    return f"  # {line}" if line and not line.startswith("<") else ""
+
+
+def without_lines(text: str) -> str:
+    """The text of a traced forward without the user's lines.
+
+    >>> without_lines("    a = self.a(x)  # net.py:7")
+    '    a = self.a(x)'
+    """
+    return _PLACE.sub("", text)
 
 
 def _import(name: str, value: Any) -> str:
@@ -141,8 +186,15 @@ def _import(name: str, value: Any) -> str:
 
 @lru_cache(maxsize=256)
 def _compiled(text: str) -> Callable[..., Any]:
-    space: dict[str, Any] = {}
-    exec(compile(text, "<rewritten forward>", "exec"), space)
+    """The function, each line of which counts as the user's line that it came from."""
+    tree, space, file, line = ast.parse(text), dict[str, Any](), "<rewritten forward>", 1
+    places = {row: found for row, part in enumerate(text.split("\n"), 1) if (found := _PLACE.search(part))}
+    for statement in tree.body[-1].body if places else ():  # type: ignore[attr-defined]
+        found = places.get(statement.lineno)
+        file, line = (found["file"], int(found["line"])) if found else (file, line)
+        for node in ast.walk(statement):
+            vars(node).update({"lineno": line, "end_lineno": line} if hasattr(node, "lineno") else {})
+    exec(compile(tree, file, "exec"), space)
     forward: Callable[..., Any] = space["forward"]
     return forward
 
@@ -186,4 +238,4 @@ def line_of_forward(module: nn.Module, error: Exception | None = None) -> str:
     own = inspect.getsourcefile(own_class(module).forward)
     frames = traceback.extract_tb(error.__traceback__) if error else []
     raised = [f"{frame.filename}:{frame.lineno}" for frame in frames if frame.filename == own]
-    return raised[-1] if raised else line_of_definition(module) or type(module).__name__
+    return raised[-1] if raised else line_of_definition(own_class(module).forward) or type(module).__name__

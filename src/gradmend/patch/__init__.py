@@ -24,6 +24,7 @@ from gradmend.patch.source import Source, Splice, Statement, Unpatched, bound, s
 from gradmend.patch.structure import Structure, rehearse
 from gradmend.patch.training import Training, Wish, read_wish
 from gradmend.remedies import Change
+from gradmend.remedies.code import code
 from gradmend.setup import Setup
 from gradmend.surgery import Edit
 from gradmend.treatment import Treatment
@@ -132,7 +133,7 @@ class _Writer:
         barred: tuple[type, ...],
     ) -> None:
         self.source, self.target, self.name, self.barred = source, target, name, barred
-        self.setup, self.treatment = setup, treatment
+        self.setup = setup
         self.names = Names(source, target)
         self.training = Training(source, self.names, target, setup, typed)
         self.doors = Doors(source, target, name, self.training)
@@ -191,8 +192,7 @@ class _Writer:
     def _helper(self, changes: Sequence[Change]) -> None:
         try:
             door = self.doors.find()
-            code = replace(self.treatment, changes=tuple(changes)).code()
-            splices, name = helper_splices(self.source, self.names, door, code)
+            splices, name = helper_splices(self.source, self.names, door, code(changes))
         except Unpatched as reason:
             self.left += [f"{change.text}: {reason}" for change in changes]
             self.whole = False
@@ -210,8 +210,10 @@ class _Writer:
         if "optimizer" in wish.edits:
             write = partial(self.training.write_optimizer, wish.optimizer, wish.options)
             self._try(wish.edits["optimizer"], write)
+        call = self.training.setup_call()
         for key, value in wish.keywords.items():
-            self._try(wish.edits[key], partial(self.training.write_keyword, key, value))
+            if call is not None and value:  # else it hangs on the optimizer itself, or is for the loop
+                self._try(wish.edits[key], partial(self.training.write_keyword, call, key, value))
 
     def _tune(self) -> None:
         """The edits of a live optimizer that are more than options."""
@@ -227,8 +229,7 @@ class _Writer:
             if model is None or not isinstance(self.setup.optimizer, Optimizer):
                 raise Unpatched("the optimizer is not made beside the model")
             call = self.training.optimizer_call()
-            code = replace(self.treatment, changes=tuple(changes)).code()
-            splices = tuner_splices(self.source, self.names, model, call, code)
+            splices = tuner_splices(self.source, self.names, model, call, code(changes))
             return splices, f"{self.source.place(call)}: {', '.join(c.text for c in changes)}"
 
         self._try([edit for change in changes for edit in change.edits], write)
@@ -257,9 +258,11 @@ def _definition(source: Source, name: str) -> Statement:
 
 
 def _by_hand(edit: Edit) -> str:
-    """What is left to the user: the code of an edit that is but a comment."""
-    lines = [line.lstrip("# ") for line in edit.code.splitlines() if line.startswith("#")]
-    return "by hand: " + "; ".join(lines) if lines else "no place for it in the source"
+    """What is left to the user: the code of an edit that is for a loop, as its comments say."""
+    lines = edit.code.splitlines()
+    said = any(line.startswith("#") for line in lines)
+    words = "; ".join(line.lstrip("# ") for line in lines)
+    return f"by hand: {words}" if said else "no place for it in the source"
 
 
 def _lines(text: str) -> list[str]:

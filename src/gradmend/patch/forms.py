@@ -15,7 +15,7 @@ from gradmend.surgery import Edit
 _WITHOUT_DRAWING = ("activation", "dropout", "normalization", "batchnorm", "instancenorm", "flatten")
 _FUNCTIONS = {"ReLU": "relu", "LeakyReLU": "leaky_relu", "ELU": "elu", "SELU": "selu", "GELU": "gelu"}
 _FUNCTIONS |= {"SiLU": "silu", "Softmax": "softmax", "LogSoftmax": "log_softmax", "Softplus": "softplus"}
-_FUNCTIONS |= {"Tanh": "tanh", "Sigmoid": "sigmoid"}
+_FUNCTIONS |= {"Tanh": "tanh", "Sigmoid": "sigmoid", "Dropout": "dropout"}
 _OF_TORCH = ("tanh", "sigmoid")
 """Those that torch.nn.functional keeps for old code only."""
 
@@ -144,6 +144,7 @@ def function_call(new: str, given: str, of_torch: bool) -> str | None:
     if name is None or not isinstance(call, ast.Call) or call.args:
         return None
     options = "".join(f", {ast.unparse(keyword)}" for keyword in call.keywords)
-    torchs = name in _OF_TORCH or (of_torch and hasattr(torch, name))
+    options += ", training=self.training" if name == "dropout" else ""
+    torchs = name in _OF_TORCH or (of_torch and hasattr(torch, name) and name != "dropout")
     assert hasattr(torch if torchs else F, name)
     return f"{'torch' if torchs else 'F'}.{name}({given}{options})"

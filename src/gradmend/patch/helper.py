@@ -254,8 +254,7 @@ def tuner_splices(source: Source, names: Names, model: str, call: cst.Call, code
     if not isinstance(target, cst.Name):
         raise Unpatched(f"{source.place(call)} gives the optimizer no name")
     name, (head, body) = free_name("tuned", source.names), _split(code)
-    if head:
-        raise Unpatched("it takes more than a few lines")
+    body = "\n\n".join([*head, body])
     text = f'def {name}(optimizer, {model}):\n    """Give the optimizer what it lacked."""\n'
     body = re.sub(r"\bmodel\b", model, _own_names(body, source))
     text += textwrap.indent(f"{names.spell(body)}\nreturn optimizer\n", "    ")

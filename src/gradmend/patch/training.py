@@ -76,8 +76,19 @@ def _read_edit(wish: Wish, edit: Edit) -> None:
         wish.options = {str(k.arg): ast.unparse(k.value) for k in made.keywords}
         wish.edits["optimizer"] = [*wish.edits.get("optimizer", []), edit]
     elif "loss_fn" in values:
-        wish.loss = ast.unparse(_Inlined(values).visit(values["loss_fn"]))
+        made = values.pop("loss_fn")
+        new = ast.unparse(_Inlined(values).visit(made))
+        wish.loss = new if wish.loss is None else _around(new, wish.loss)
         wish.edits["loss"] = [*wish.edits.get("loss", []), edit]
+
+
+def _around(new: str, old: str) -> str:
+    """A loss made of the one before, which it calls `loss_fn`.
+
+    >>> _around("partial(twice, loss_fn)", "nn.MSELoss()")
+    'partial(twice, nn.MSELoss())'
+    """
+    return re.sub(r"\bloss_fn\b", lambda _: old, new)
 
 
 class _Inlined(ast.NodeTransformer):
@@ -147,10 +158,27 @@ class Training:
         """Another loss."""
         if "loss" in self.typed:
             raise Unpatched("the loss is the one that was typed; leave out --loss and put it into the file")
+        if (function := self._loss_function()) is not None:
+            return self._rebound(function, new)
         node = self._loss()
-        old, text = self.source.text(node), self.names.spell(new)
+        old = self.source.text(node)
+        text = _around(self.names.spell(new), old)
         text = f"({text})" if text.startswith("lambda") else text
         return [Splice(*self.source.span(node), text)], f"{self.source.place(node)}: {old} -> {text}"
+
+    def _loss_function(self) -> cst.FunctionDef | None:
+        """The function of the file that is the loss by its name."""
+        named = [s for s in self.source.statements if isinstance(s, cst.FunctionDef)]
+        own = [s for name in _LOSS_NAMES for s in named if s.name.value == name]
+        alone = len(own) == 1 and self._assigned(own[0].name.value) is None
+        return own[0] if alone and self.setup_call() is None else None
+
+    def _rebound(self, function: cst.FunctionDef, new: str) -> tuple[list[Splice], str]:
+        """The name of a function bound to something else after it."""
+        name, place = function.name.value, self.source.below(function)
+        text = _around(self.names.spell(new), name)
+        line = f"{self.source.newline}{name} = {text}{self.source.newline}"
+        return [Splice(place.start, place.end, line)], f"{self.source.place(function)}: {name} = {text}"
 
     def _loss(self) -> cst.BaseExpression:
         call = self.setup_call()
@@ -249,13 +277,8 @@ class Training:
 
     # ---- setup -----------------------------------------------------------------------------------------
 
-    def write_keyword(self, name: str, value: str) -> tuple[list[Splice], str]:
-        """Another field of the setup."""
-        call = self.setup_call()
-        if not value:
-            raise Unpatched("it is no function of torch's")
-        if call is None:
-            raise Unpatched(f"{self.source.file} makes no Setup that could hold it")
+    def write_keyword(self, call: cst.Call, name: str, value: str) -> tuple[list[Splice], str]:
+        """Another field of the setup that a call makes."""
         text = self.names.spell(value)
         splices = keyword_splices(self.source, call, [f.name for f in fields(Setup)], {name: text})
         return splices, f"{self.source.place(call)}: {name}={text}"

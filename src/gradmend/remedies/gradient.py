@@ -6,7 +6,7 @@ Clipping cures rare explosions and does nothing for vanishing gradients. Weights
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from gradmend.harmless import undisturbed
 from gradmend.remedies.base import Remedy
 from gradmend.setup import Batch, GradientTransform, Setup
 from gradmend.surgery import Edit
+from gradmend.tracing import without_lines
 
 _TREATS = frozenset(
     {
@@ -49,7 +50,8 @@ class _Clipping(Remedy):
 class ClipNorm(_Clipping):
     """Scale the whole gradient down when its norm exceeds a bound; its direction stays.
 
-    Through time as through depth: it is the usual cure of exploding recurrent networks. Costs one norm.
+    For rare explosions; one that comes with every step needs other weights or a lower rate. Through time as
+    through depth: it is the usual cure of exploding recurrent networks. Costs one norm.
 
     Source: Pascanu, Mikolov, Bengio, On the difficulty of training recurrent neural networks, 2013,
     https://arxiv.org/abs/1211.5063
@@ -68,9 +70,12 @@ class ClipNorm(_Clipping):
 
 @dataclass(frozen=True)
 class ClipValue(_Clipping):
-    """Bound every entry of the gradient; its direction may turn. Costs a pass over the gradient.
+    """Bound every entry of the gradient; its direction may turn.
 
-    Source: Mikolov, Statistical language models based on neural networks, 2012.
+    For single huge entries, as of rare words, which a bound of the norm would let hold back all others. Costs
+    a pass over the gradient.
+
+    Source: Mikolov, Statistical language models based on neural networks, thesis, Brno, 2012.
     """
 
     summary: ClassVar[str] = "gradient clipping to values within {value:g}"
@@ -106,11 +111,11 @@ class ClipAdaptive(_Clipping):
     ) -> tuple[Setup, Remedy, list[Edit]]:
         """Clip before each step."""
         clip = partial(clip_adaptively, share=self.share)
-        source = f"from collections.abc import Iterable\n\n{inspect.getsource(clip_adaptively)}\n"
-        return _clipped(setup, self, clip, f"clip_adaptively({_ALL}, {self.share!r})", source)
+        source = f"{inspect.getsource(clip_adaptively)}\n\n"
+        return _clipped(setup, self, clip, f"clip_adaptively(list({_ALL}), {self.share!r})", source)
 
 
-def clip_adaptively(parameters: Iterable[Tensor], share: float, least: float = 1e-3) -> None:
+def clip_adaptively(parameters: Sequence[Tensor], share: float, least: float = 1e-3) -> None:
     """Scale each unit's gradient down to a share of the norm of its weights, or of `least` if that is more.
 
     A unit is a row of a weight (its first dimension); of a bias and other vectors it is the whole.
@@ -157,7 +162,8 @@ class Accumulate(Remedy):
     ) -> tuple[Setup, Remedy, list[Edit]]:
         """Set the number."""
         code = (
-            f"# (loss / {self.batches}).backward() for each of {self.batches} batches,\n"
+            f"accumulate = {self.batches}\n"
+            "# for your loop: (loss / accumulate).backward() for each of so many batches,\n"
             "# then once optimizer.step() and optimizer.zero_grad()"
         )
         return replace(setup, accumulate=self.batches), self, [Edit("", code, self.title)]
@@ -171,7 +177,8 @@ class Reconnect(Remedy):
     """Let the gradient pass where the user's forward cuts it: `detach()` and `.data` are left out.
 
     What the model computes stays the same, and weights too. A cut may be meant, as for a target that another
-    network gives: so nothing is changed unless parameters get a gradient by it that had none.
+    network gives: so nothing is changed unless parameters get a gradient by it that had none. Costs the
+    backward pass that was cut off.
 
     Source: PyTorch, Autograd mechanics, https://docs.pytorch.org/docs/stable/notes/autograd.html
     """
@@ -221,7 +228,7 @@ def _speaks_of_a_cut(kind: Any) -> bool:
         return False
     forwards = getattr(kind, "forwards", None)
     try:
-        text = "\n".join(forwards) if forwards else inspect.getsource(kind.forward)
+        text = without_lines("\n".join(forwards)) if forwards else inspect.getsource(kind.forward)
     except (OSError, TypeError):  # typed into a console
         return False
     return any(f".{cut}" in text for cut in _CUTS) or "'data'" in text
@@ -244,5 +251,5 @@ _ALL = "model.parameters()"
 def _clipped(
     setup: Setup, remedy: Remedy, clip: GradientTransform, call: str, source: str = ""
 ) -> tuple[Setup, Remedy, list[Edit]]:
-    code = f"{source}# before each optimizer.step():\n# {call}"
+    code = f"{source}def clip(*_):\n    {call}\n\noptimizer.register_step_pre_hook(clip)"
     return replace(setup, gradient_transform=clip), remedy, [Edit("", code, remedy.title)]

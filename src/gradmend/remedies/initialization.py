@@ -6,12 +6,11 @@ Variances are given for a layer with `fan_in` inputs per unit.
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from gradmend import surgery, theory
 from gradmend.anatomy import INPUT, Activation, Anatomy, Site
 from gradmend.causes import Cause
+from gradmend.harmless import undisturbed
 from gradmend.remedies.base import SIGNAL, Remedy, is_output
 from gradmend.remedies.branches import residual_branches
 from gradmend.remedies.drawing import (
@@ -74,6 +74,10 @@ class Initialization(Remedy):
 class Xavier(Initialization):
     """Variance 2/(fan_in + fan_out): for tanh, softsign and linear layers.
 
+    A compromise between signals, which ask for 1/fan_in, and gradients, which ask for 1/fan_out. For weights
+    that are too small or too large in networks of some ten layers. Learned weights are lost; costs one
+    drawing.
+
     Source: Glorot, Bengio, Understanding the difficulty of training deep feedforward neural networks, 2010,
     https://proceedings.mlr.press/v9/glorot10a.html
     """
@@ -89,6 +93,10 @@ class Xavier(Initialization):
 class He(Initialization):
     """Variance 2/fan_in before a rectifier (2/(1 + slope^2)/fan_in if leaky), 1/fan_in elsewhere.
 
+    A rectifier halves the mean square of what it gets, and the weights make up for it. For weights that are
+    too small or too large; angles between samples still shrink with depth. Learned weights are lost; costs
+    one drawing.
+
     Source: He, Zhang, Ren, Sun, Delving deep into rectifiers, 2015, https://arxiv.org/abs/1502.01852
     """
 
@@ -102,6 +110,9 @@ class He(Initialization):
 @dataclass(frozen=True)
 class LeCun(Initialization):
     """Variance 1/fan_in: for SELU, tanh and linear layers.
+
+    Signals keep their size through linear layers. For weights that are too small or too large; not before
+    rectifiers. Learned weights are lost; costs one drawing.
 
     Source: LeCun, Bottou, Orr, Müller, Efficient BackProp, 1998, https://doi.org/10.1007/3-540-49430-8_2
     """
@@ -117,8 +128,10 @@ class LeCun(Initialization):
 class Orthogonal(Initialization):
     """Orthogonal weights with gain sqrt(2/(1 + slope^2)) before a rectifier, 1 elsewhere.
 
-    torch's `orthogonal_` shrinks the signal where a layer has more outputs than inputs; here the gain makes
-    up for it by sqrt(fan_out/fan_in).
+    Linear layers turn signals and gradients without stretching any direction, so that depth does not thin
+    them out as with independent weights. torch's `orthogonal_` shrinks the signal where a layer has more
+    outputs than inputs; here the gain makes up for it by sqrt(fan_out/fan_in). Learned weights are lost;
+    costs a QR decomposition per layer.
 
     Source: Saxe, McClelland, Ganguli, Exact solutions to the nonlinear dynamics of learning in deep linear
     neural networks, 2014, https://arxiv.org/abs/1312.6120
@@ -136,7 +149,8 @@ class DeltaOrthogonal(Initialization):
     """Kernels that are orthogonal over channels at their centre and zero around it; other layers orthogonal.
 
     A signal goes through such convolutions as through a fully connected network: nothing is lost to zero
-    padding, which costs 3x3 kernels up to a quarter of the squared gradient per layer on small maps.
+    padding, which costs 3x3 kernels up to a quarter of the squared gradient per layer on small maps. For
+    deep plain convolutional networks. Learned weights are lost; costs one drawing.
 
     Source: Xiao et al., Dynamical isometry and a mean field theory of CNNs: how to train 10,000-layer vanilla
     convolutional neural networks, 2018, https://arxiv.org/abs/1806.05393
@@ -159,7 +173,8 @@ class Critical(Initialization):
 
     Mean-field theory gives the variance of the weights, and the first layer's is such that signals start at
     the length to which they would come. Layers without an activation, or with one that has no such point, get
-    variance 1/fan_in. Costs a forward pass.
+    variance 1/fan_in. For deep networks of smooth activations. Learned weights are lost; costs a forward
+    pass.
 
     Args:
         bias_variance: None takes the first of 0.05, 0.2, 0.5, 1 and 0 at which lengths are stable.
@@ -197,6 +212,7 @@ class LooksLinear(Initialization):
 
     relu(u) - relu(-u) is u, and so it is for GELU and SiLU: at first the network is linear and orthogonal, at
     any depth, and each unit still bends. Layers of odd width, or without a rectifier, get orthogonal weights.
+    For deep plain networks of rectifiers. Learned weights are lost; costs a QR decomposition per layer.
 
     Source: Balduzzi et al., The shattered gradients problem: if resnets are the answer, then what is the
     question?, 2017, https://arxiv.org/abs/1702.08591; Burkholz, Dubatovka, Initialization of ReLUs for
@@ -235,6 +251,7 @@ class Fixup(Initialization):
     All but the last layer of a branch of m layers are scaled by L^(-1 / (2m - 2)), L branches; the last layer
     of each branch and the output layer begin at zero. So one step changes the output by an amount that does
     not depend on L. The paper's scalar biases and multipliers, which help a little, are left out.
+    Learned weights are lost; costs one drawing.
 
     Source: Zhang, Dauphin, Ma, Fixup initialization: residual learning without normalization, 2019,
     https://arxiv.org/abs/1901.09321
@@ -274,7 +291,8 @@ class LSUV(Remedy):
     """Orthogonal weights, then scaled layer by layer until each output has unit variance on a batch.
 
     Because biases are zero, one forward pass scales all layers exactly. Unit variance keeps the gradient's
-    size for ReLU-like activations; smooth ones drift by a few percent a layer.
+    size for ReLU-like activations; smooth ones drift by a few percent a layer. For layers of which no formula
+    tells the gain. Learned weights are lost; costs a forward pass.
 
     Source: Mishkin, Matas, All you need is a good init, 2016, https://arxiv.org/abs/1511.06422
     """
@@ -293,36 +311,42 @@ class LSUV(Remedy):
         """Draw orthogonal weights, then measure and scale them in one forward pass."""
         _, _, edits = Orthogonal().edit(setup, anatomy, batches)
         paths = [edit.where for edit in edits]
-        with torch.no_grad():
-            scale_to_unit_variance(setup.model, paths, lambda: setup.loss(batches[0]))
-        code = (
-            f"{inspect.getsource(scale_to_unit_variance)}\n"
-            f"scale_to_unit_variance(model, {paths!r}, lambda: model(x))  # x: one batch of inputs"
-        )
-        return setup, self, [*edits, Edit("", code, "every layer scaled to unit variance on a batch")]
+        factors = _factors(setup, batches[0], paths)
+        for path, factor in factors.items():
+            set_weight(setup.model.get_submodule(path), partial(torch.Tensor.mul_, other=factor))
+        return setup, self, [*edits, _scaling(factors)]
 
 
-def scale_to_unit_variance(model: nn.Module, paths: list[str], forward: Callable[[], Any]) -> None:
-    """Scale the weights at `paths` so that each layer's output has unit variance in `forward()`."""
-    done = set[nn.Module]()
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+def _factors(setup: Setup, batch: Batch, paths: Sequence[str]) -> dict[str, float]:
+    """What each layer has to be multiplied by for unit variance, if those before it are already."""
+    found: dict[str, float] = {}
 
-    def scale(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
-        if layer in done or not output.std() > 0:
-            return output
-        done.add(layer)
-        factor = 1 / output.std()
-        set_weight(layer, lambda weight: weight.mul_(factor))
-        return output * factor
+    def look(path: str, output: Tensor) -> Tensor:
+        if path not in found and (spread := output.std().item()) > 0:
+            found[path] = 1 / spread
+        return output * found.get(path, 1.0)
 
-    handles = [model.get_submodule(path).register_forward_hook(scale) for path in paths]
+    handles = [
+        setup.model.get_submodule(path).register_forward_hook(lambda _, __, out, path=path: look(path, out))
+        for path in paths
+    ]
     try:
-        forward()
+        with undisturbed(setup.model), torch.no_grad():
+            setup.loss(batch)
     finally:
         for handle in handles:
             handle.remove()
-        for buffer, before in buffers:
-            buffer.copy_(before)
+    return found
+
+
+def _scaling(factors: Mapping[str, float]) -> Edit:
+    """The same as code, with the factors that were found."""
+    rows = "".join(f"    {path!r}: {factor!r},\n" for path, factor in factors.items())
+    code = (
+        f"factors = {{\n{rows}}}\nfor name, factor in factors.items():\n"
+        "    set_weight(model.get_submodule(name), partial(torch.Tensor.mul_, other=factor))"
+    )
+    return Edit("", code, "every layer scaled to unit variance on a batch")
 
 
 def _fill(model: nn.Module, path: str, init: Init, bias: Init) -> Edit:

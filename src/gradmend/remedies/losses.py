@@ -138,8 +138,9 @@ class Relabel(Remedy):
         if levels is None or setup.loss_fn is None:
             return setup, self, []
         loss_fn = Relabelled(setup.loss_fn, tuple(levels))
-        code = f"# levels = torch.tensor({levels})  # the label of class 0, 1, ...\n"
-        code += "# loss_fn(output, (y[..., None] - levels).abs().argmin(-1).to(y.dtype))"
+        levels_of = f"torch.tensor({levels}, dtype=torch.float64, device=y.device)"
+        found = f"(y.double()[..., None] - {levels_of}).abs().argmin(-1).to(y.dtype)"
+        code = f"loss_fn = partial(lambda loss, output, y: loss(output, {found}), loss_fn)"
         return replace(setup, loss_fn=loss_fn), self, [Edit("", code, f"labels {levels} are 0, 1, ...")]
 
 
@@ -210,14 +211,13 @@ class WeighClasses(Remedy):
         like = next(setup.model.parameters())
         given = torch.tensor(weights, dtype=like.dtype, device=like.device)
         loss_fn = _with(setup.loss_fn, slot, given)
-        name = type(loss_fn).__name__ if isinstance(loss_fn, nn.Module) else "cross_entropy"
-        code = f"weights = torch.tensor({weights})\n"
+        options = "" if like.dtype == torch.get_default_dtype() else f", dtype={like.dtype}"
+        options += "" if like.device.type == "cpu" else f', device="{like.device}"'
+        code = f"weights = torch.tensor({weights}{options})\n"
         code += (
-            f"loss_fn = nn.{name}({slot}=weights)"
+            f"loss_fn = nn.{type(loss_fn).__name__}({slot}=weights)"
             if isinstance(loss_fn, nn.Module)
-            else (
-                f"# loss: F.{getattr(setup.loss_fn, '__name__', 'cross_entropy')}(output, y, {slot}=weights)"
-            )
+            else f"loss_fn = partial(F.{getattr(setup.loss_fn, '__name__', '')}, {slot}=weights)"
         )
         return replace(setup, loss_fn=loss_fn), self, [Edit("", code, self.title)]
 
@@ -293,7 +293,7 @@ class Descend(Remedy):
         if negated == climbing or setup.loss_fn is None:
             return setup, self, []
         if negated:
-            code = "# loss: -loss_fn(output, y)"
+            code = "loss_fn = partial(lambda loss, output, y: -loss(output, y), loss_fn)"
             return replace(setup, loss_fn=Negated(setup.loss_fn)), self, [Edit("", code, "loss negated")]
         return with_options(setup, maximize=False), self, [option_edit("maximize", False, "maximize=False")]
 

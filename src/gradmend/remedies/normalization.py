@@ -60,7 +60,8 @@ class BatchNorm(Normalization):
     """Batch normalization after each linear or convolutional layer that an activation follows.
 
     In plain deep stacks it makes the gradient explode by a factor of about 1.5 per layer, so it belongs into
-    shallow ones or beside residual connections (Yang et al. 2019, https://arxiv.org/abs/1902.08129).
+    shallow ones or beside residual connections (Yang et al. 2019, https://arxiv.org/abs/1902.08129). For
+    weights of any size; those that are there stay. Costs a pass over each output, and a large enough batch.
 
     Source: Ioffe, Szegedy, Batch normalization, 2015, https://arxiv.org/abs/1502.03167
     """
@@ -81,6 +82,8 @@ class BatchNorm(Normalization):
 class LayerNorm(Normalization):
     """Layer normalization after each linear layer that an activation follows; rows do not depend on others.
 
+    For weights of any size, in deep networks too; those that are there stay. Costs a pass over each output.
+
     Source: Ba, Kiros, Hinton, Layer normalization, 2016, https://arxiv.org/abs/1607.06450
     """
 
@@ -95,6 +98,8 @@ class LayerNorm(Normalization):
 class RMSNorm(Normalization):
     """RMS normalization after each linear layer that an activation follows: the size alone, not the mean.
 
+    For weights of any size; those that are there stay. Costs a pass over each output, less than layer norm.
+
     Source: Zhang, Sennrich, Root mean square layer normalization, 2019, https://arxiv.org/abs/1910.07467
     """
 
@@ -108,6 +113,8 @@ class RMSNorm(Normalization):
 @dataclass(frozen=True)
 class GroupNorm(Normalization):
     """Group normalization after each layer that an activation follows: as batch norm, but sample by sample.
+
+    For images in small batches; weights that are there stay. Costs a pass over each output.
 
     Args:
         groups: of channels; fewer where the channels cannot be divided by that many.
@@ -130,7 +137,8 @@ class WeightNorm(Remedy):
     """Write each weight as length times direction, learned apart; the function stays the same.
 
     Gradients along the weights are taken out, so that the scale of the weights is learned by itself. Nothing
-    is computed from the batch. torch refuses to pickle parametrized modules: save their `state_dict`.
+    is computed from the batch. torch refuses to pickle parametrized modules: save their `state_dict`. Costs
+    a norm per unit and step.
 
     Source: Salimans, Kingma, Weight normalization, 2016, https://arxiv.org/abs/1602.07868
     """
@@ -163,7 +171,7 @@ class DropBatchNorm(Remedy):
     """Layer normalization for batch normalization, group normalization for that of images; scales are kept.
 
     Then no sample depends on the others, gradients no longer explode in plain deep stacks, and batches of one
-    row can train. Running statistics are lost, and with them the function in evaluation.
+    row can train. Running statistics are lost, and with them the function in evaluation. Costs nothing.
 
     Args:
         groups: of channels; fewer where the channels cannot be divided by that many.

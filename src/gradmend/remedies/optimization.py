@@ -36,6 +36,9 @@ _ALONG, _ITERATIONS, _REACH = 0.999, 12, 1e-3
 class LearningRate(Remedy):
     """Another learning rate: the one given, or found on a copy. Weights and optimizer state stay.
 
+    For losses that diverge, oscillate or hardly move though signals and gradients are sound. Costs about 240
+    steps on copies, or 26 gradients; nothing afterwards.
+
     Args:
         lr: None finds it.
         by: "range" tries 1e-7, 1e-6, ... 100 for 20 steps each, then 0.3 and 3 times the best, and takes the
@@ -94,7 +97,9 @@ class LearningRate(Remedy):
 class UseOptimizer(Remedy):
     """Another of torch's optimizers, over all parameters that are not frozen; its state starts afresh.
 
-    Weights stay. Adam keeps two numbers per weight, momentum and RMSprop one.
+    An adaptive one gives each weight a step of about the rate, whatever the size of its gradient: for layers
+    whose gradients differ by orders of magnitude. Weights stay. Costs memory: Adam keeps two numbers per
+    weight, momentum and RMSprop one.
 
     Args:
         name: Adam, AdamW, SGD, RMSprop, Adagrad, ...
@@ -155,7 +160,7 @@ class WeightDecay(Remedy):
     """Decay of the weights by the optimizer: an L2 term, or decoupled where the optimizer decouples it.
 
     More of it against overfitting, less where it pulls harder than the data. Penalties that the loss itself
-    adds stay. Weights and optimizer state stay; costs next to nothing.
+    adds stay. Weights and optimizer state stay. Costs next to nothing.
 
     Source: Krogh, Hertz, A simple weight decay can improve generalization, 1992; Loshchilov, Hutter,
     Decoupled weight decay regularization, 2019, https://arxiv.org/abs/1711.05101
@@ -185,7 +190,8 @@ class WeightDecay(Remedy):
 class Epsilon(Remedy):
     """The usual epsilon of an adaptive optimizer: so small that it does not shorten the steps.
 
-    All else of the optimizer, and its state, stays. Costs nothing.
+    One of about the size of the gradients' root mean square, or above, makes of Adam a slow SGD. All else of
+    the optimizer, and its state, stays. Costs nothing.
 
     Source: Kingma, Ba, Adam, 2015, https://arxiv.org/abs/1412.6980
     """
@@ -216,7 +222,8 @@ class BatchSize(Remedy):
 
     Smaller ones give more steps for the same data; larger ones give steadier steps, and batch normalization
     more to average. Beyond the noise scale of the gradient larger ones save no steps. The learning rate has
-    to follow: in proportion with SGD, by the root with Adam. Only for batches of tensors.
+    to follow: in proportion with SGD, by the root with Adam. Only for batches of tensors. Costs memory in
+    proportion to the rows.
 
     Source: McCandlish, Kaplan, Amodei, An empirical model of large-batch training, 2018,
     https://arxiv.org/abs/1812.06162
@@ -239,7 +246,7 @@ class BatchSize(Remedy):
         """Set the number, unless the batches are so large already."""
         if all(rows_in(batch) == self.rows for batch in batches[:-1] or batches):
             return setup, self, []
-        code = f"# DataLoader(..., batch_size={self.rows}, shuffle=True)"
+        code = f"batch_size = {self.rows}\n# for your DataLoader(..., batch_size=batch_size, shuffle=True)"
         return replace(setup, batch_size=self.rows), self, [Edit("", code, self.title)]
 
 

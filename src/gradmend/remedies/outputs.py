@@ -91,8 +91,8 @@ class LastActivation(Remedy):
     """End the network with what its loss asks for, in the place of the last activation.
 
     A softmax, a sigmoid or a logarithm of a softmax, where the loss takes (logarithms of) probabilities;
-    nothing, where the last activation keeps the output from reaching the targets. The loss stays, weights
-    too; the outputs mean something else afterwards. Costs nothing.
+    nothing, where the last activation keeps the output from reaching the targets, or puts out the same number
+    whatever goes in. The loss stays, weights too; the outputs mean something else afterwards. Costs nothing.
 
     Source: Goodfellow, Bengio, Courville, Deep Learning, section 6.2.2, 2016, https://www.deeplearningbook.org
     """
@@ -105,6 +105,7 @@ class LastActivation(Remedy):
             Cause.UNREACHABLE_TARGETS,
             Cause.UNFIT_LOSS,
             Cause.NON_FINITE,
+            Cause.NO_GRADIENT,
         }
     )
     intrusion: ClassVar[int] = 1
@@ -143,6 +144,8 @@ def _needs_other(ending: Ending) -> bool:
         return False
     if output.kind == "softmax" and (output.units == 1 or output.sums_to_one == 0):
         return math.prod(output.shape) > 1
+    if loss.wants in ("values", "logits") and output.kind == "activation" and output.low == output.high:
+        return True  # no sample gets through it
     if loss.wants == "log probabilities":
         return output.logs_of_one is None and output.function != "log_softmax"
     if loss.wants == "probabilities" and loss.per_class:
@@ -290,12 +293,19 @@ class RescaleOutput(Remedy):
     bounds is stretched over their range and a tenth beyond. The loss keeps the user's targets, the network
     has to learn numbers near 1. What it computes changes, so it is for setups that have not trained yet. With
     SGD the learning rate has to shrink by the square of the scale (`LearningRate` finds it); Adam needs
-    nothing.
+    nothing. Costs one product per step.
 
     Source: Bishop, Neural Networks for Pattern Recognition, section 8.2, 1995.
     """
 
-    treats: ClassVar[frozenset[Cause]] = frozenset({Cause.UNSCALED_TARGETS, Cause.UNREACHABLE_TARGETS})
+    treats: ClassVar[frozenset[Cause]] = frozenset(
+        {
+            Cause.UNSCALED_TARGETS,
+            Cause.UNREACHABLE_TARGETS,
+            Cause.LEARNING_RATE_TOO_LOW,
+            Cause.SLOW_CONVERGENCE,
+        }
+    )
     intrusion: ClassVar[int] = 1
     summary: ClassVar[str] = "output scaled to the targets"
 

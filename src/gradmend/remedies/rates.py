@@ -24,11 +24,10 @@ _SHALLOW = 20
 class DepthRates(Remedy):
     """A lower learning rate for the layers between the first and the last of a deep plain network.
 
-    Optimizers whose groups have several rates already stay as they are.
-
     All of them move the output in the same directions, so that one step moves it by as much as there are
     layers, while the first and the last layer each move it once. At a rate that suits a shallow network, the
     layers between get 20/layers of it. For networks without residual connections of more than 20 layers.
+    Optimizers whose groups have several rates already stay as they are. Costs nothing.
 
     Args:
         factor: of the rate; None takes 20 / number of layers between.

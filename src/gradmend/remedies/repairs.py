@@ -62,6 +62,7 @@ class NormalizeInput(Remedy):
 
     Least and greatest value are those of the batches, per feature or per channel. For amounts with hard
     bounds, such as pixels; a single stray value squeezes all others, where `StandardizeInput` is milder.
+    Costs one pass over the input per step.
 
     Source: Han, Kamber, Pei, Data Mining: Concepts and Techniques, section 3.5.2, 2011.
     """
@@ -170,7 +171,7 @@ def _put_first(setup: Setup, remedy: Remedy, layer: nn.Module) -> tuple[Setup, R
 class AddMissingParameters(Remedy):
     """Give the optimizer the parameters that it lacks, in its first group.
 
-    All else of the optimizer, and its state, stays.
+    All else of the optimizer, and its state, stays. Costs the steps of these parameters.
 
     Source: PyTorch, torch.optim, https://docs.pytorch.org/docs/stable/optim.html
     """
@@ -339,7 +340,7 @@ class LessDropout(Remedy):
 class AddDropout(Remedy):
     """Dropout after every hidden activation module: noise that keeps units from relying on each other.
 
-    Against overfitting only; trains slower. Keeps all weights.
+    Against overfitting only. Keeps all weights. Costs steps: it trains slower.
 
     Args:
         p: the share of units that is dropped.

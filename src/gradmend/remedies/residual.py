@@ -51,7 +51,8 @@ class AddSkips(Remedy):
 
     A block is an activation and the layer after it, in one `nn.Sequential`; where there are none, one of
     several modules of the user's own that are alike and keep the shape. With scale 1/sqrt(blocks) the signal
-    grows by a constant factor in all, at any depth; with scale 1 it doubles per block.
+    grows by a constant factor in all, at any depth; with scale 1 it doubles per block. Learned weights stay,
+    the function changes. Costs one sum per block, and the memory of its input.
 
     Args:
         scale: of every branch; None takes 1/sqrt(number of blocks).
@@ -111,6 +112,7 @@ class ScaleBranches(Remedy):
     """Scale the branches of residual connections that are there, so that the stream does not grow with depth.
 
     With 1/sqrt(branches) it grows by a constant factor in all. Learned weights stay, the function changes.
+    Costs one product per branch.
 
     Args:
         scale: of every branch; None takes 1/sqrt(number of branches), with `per_unit` 0.1.
@@ -164,8 +166,8 @@ class DenseConnections(Remedy):
     """Each block reads the outputs of all blocks before it, side by side; at first the function is the same.
 
     A block is an activation and the layer after it that keeps the shape, in one `nn.Sequential`. Layers get
-    the further inputs with weights of zero; other initial weights are for an initialization. Parameters grow
-    with the square of the blocks in one group, so groups are short.
+    the further inputs with weights of zero; other initial weights are for an initialization. Costs parameters
+    that grow with the square of the blocks in one group, so groups are short.
 
     Args:
         blocks: in one group at most.

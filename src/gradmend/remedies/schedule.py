@@ -89,7 +89,7 @@ class UseSchedule(Remedy):
         written = "".join(f", {key}={_written(value)}" for key, value in options.items())
         code = (
             f"schedule = torch.optim.lr_scheduler.{kind}(optimizer{written})\n"
-            "# after each optimizer.step():\n# schedule.step()"
+            "optimizer.register_step_post_hook(lambda *_: schedule.step())"
         )
         make: Callable[[Optimizer], Any] = partial(getattr(schedulers, kind), **options)
         return replace(setup, schedule=make), self, [Edit("", code, self.title)]

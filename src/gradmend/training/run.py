@@ -266,7 +266,8 @@ def _plan(
     if any(count is not None and count < 1 for count in (epochs, steps)):
         raise SetupError("A training takes one epoch or step, or more.")
     if isinstance(setup, str):
-        setup, data = recipe(setup, data=data, seed=seed), None
+        length = {"epochs": epochs, "batch_size": batch_size, "steps": steps}
+        setup, data = recipe(setup, data=data, seed=seed, **length), None
     usual = (_EPOCHS, _BATCH_SIZE)
     if isinstance(setup, Recipe):
         usual = (setup.epochs, setup.batch_size)
