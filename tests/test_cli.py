@@ -1,5 +1,6 @@
 """The command line as users meet it: what it prints, its exit codes, and what it leaves alone."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 
 import gradmend
 from gradmend.causes import Cause
-from gradmend.cli import main
+from gradmend.cli import main, mend
+from gradmend.remedies.card import cards
+from gradmend.setup import Budget
 
 HEALTHY, ILL, BAD_INPUT = 0, 1, 2
 NET = """
@@ -138,6 +141,42 @@ def test_train_a_users_file_and_exit_1_when_it_diverges(run: Run) -> None:
     assert "diverged" in out
 
 
+def test_train_a_very_deep_network_of_a_given_size(run: Run) -> None:
+    arguments = (
+        "train",
+        "very-deep",
+        "--depth",
+        100,
+        "--width",
+        32,
+        "--epochs",
+        5,
+        "--device",
+        "cpu",
+        "--json",
+    )
+    code, out, _ = run(*arguments)
+    assert code == HEALTHY
+    assert strict(out)["steps"] == 5 * 23
+    assert strict(out)["test_accuracy"] > 0.85
+
+
+def test_the_planned_steps_are_judged_if_they_are_told(run: Run) -> None:
+    few = ("net.py:slow", "--optimizer", "SGD:0.001", "--planned-steps", 5)
+    assert "too few steps" in run("check", *few)[1]
+    assert "too few steps" not in run("check", *few[:-2])[1]
+    out = run("mend", *few, "--steps", 5, "--trials", 1)[1]
+    assert "too few steps" in out
+
+
+def test_the_budget_of_mend_is_that_of_the_library(run: Run) -> None:
+    usual = {p.name: p.default for p in inspect.signature(Budget).parameters.values()}
+    given = inspect.signature(mend).parameters
+    assert {name: given[name].default for name in usual} == usual
+    _, out, _ = run("mend", "net.py:squashed", "--trials", 1, "--seconds", 60, "--steps", 10, "--json")
+    assert len(strict(out)["trials"]) == 1
+
+
 def strict(text: str) -> Any:
     """One JSON object and nothing else, without NaN."""
     assert len(text.splitlines()) == 1
@@ -188,6 +227,27 @@ def test_every_cause_is_explained(run: Run, cause: Cause) -> None:
         run("explain", cause.name.lower()) == run("explain", cause.title.replace(" ", "-")) == (code, out, "")
     )
     assert cause.title in run("explain")[1]
+
+
+CARDS = {card.name: card for card in cards()}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_every_remedy_is_explained(run: Run, name: str) -> None:
+    code, out, _ = run("explain", name)
+    words = " ".join(out.split())
+    assert code == HEALTHY
+    for text in (CARDS[name].what, CARDS[name].about, CARDS[name].source, *CARDS[name].treats):
+        assert " ".join(text.split()) in words
+    assert run("explain", name.upper()) == (code, out, "")
+
+
+def test_remedies_are_found_however_their_names_are_written(run: Run) -> None:
+    assert run("explain", "clip norm") == run("explain", "ClipNorm") == run("explain", "clip-norm")
+    assert strict(run("explain", "use_schedule", "--json")[1])["remedy"] == "UseSchedule"
+    out = run("explain")[1]
+    assert all(f"{name} " in out for name in CARDS)
+    assert [r["remedy"] for r in strict(run("explain", "--json")[1])["remedies"]] == [*CARDS]
 
 
 # In a process of its own
@@ -329,7 +389,7 @@ def test_counts_below_one_are_refused(run: Run, command: str, option: str, count
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("explain", "vanishing"), "There is no cause 'vanishing'. Did you mean 'vanishing gradient'?"),
+        (("explain", "vanishing"), "no cause and no remedy 'vanishing'. Did you mean 'vanishing gradient'?"),
         (("demo", "--activation", "sigmod"), "There is no activation 'sigmod'. Did you mean 'sigmoid'?"),
         (("demo", "--init", "hee"), "There is no init 'hee'. Did you mean 'he'?"),
         (("demo", "--data", "digit"), "There is no data called 'digit'. Did you mean 'digits'?"),

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from gradmend.causes import Cause
 from gradmend.console import plain_data
 from gradmend.errors import GradmendError, TargetError, suggest
+from gradmend.running import AS_TYPED, export, run
 
 if TYPE_CHECKING:
     from gradmend.patch.files import Order
+    from gradmend.remedies.card import Card
     from gradmend.target import Target
 
 HEALTHY, ILL, BAD_INPUT = 0, 1, 2
@@ -43,6 +46,12 @@ DataOption = Annotated[
 LossOption = Annotated[str | None, typer.Option(help="cross_entropy, bce_with_logits, mse, ...")]
 OptimizerOption = Annotated[str | None, typer.Option(help="NAME or NAME:LR, such as SGD:0.1.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+DepthOption = Annotated[int | None, typer.Option(min=1, help="Hidden layers of a recipe.")]
+WidthOption = Annotated[int | None, typer.Option(min=1, help="Units of each hidden layer of a recipe.")]
+PlannedOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Optimizer steps that you mean to train for: whether they are enough."),
+]
 SeedOption = Annotated[int, typer.Option(help="Of the initial weights and of all that is random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 
@@ -55,14 +64,28 @@ def check(
     optimizer: OptimizerOption = None,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
+    depth: DepthOption = None,
+    width: WidthOption = None,
+    planned_steps: PlannedOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find out what is wrong with a network before it trains. Exit code 0: healthy, 1: findings."""
+    """Find out what is wrong with a network before it trains. Exit code 0: healthy, 1: findings.
+
+    Of a journal (run.gradmend): what was found while it was recorded.
+    """
     with _output(as_json) as show:
+        if target.endswith(".gradmend"):
+            from gradmend.journal import Journal
+            from gradmend.recorded import read_recorded
+
+            recorded = read_recorded(Journal(target))
+            show(recorded)
+            raise typer.Exit(HEALTHY if recorded.healthy else ILL)
         from gradmend.diagnosis import diagnose
 
-        found = _find(target, data, loss, optimizer, device, seed)
-        diagnosis = diagnose(found.setup, found.batches(limit=4))
+        wishes = {"data": data, "loss": loss, "optimizer": optimizer, "device": device, "seed": seed}
+        found = _find(target, **wishes, depth=depth, width=width)
+        diagnosis = diagnose(found.setup, found.batches(limit=4), steps=planned_steps)
         show(diagnosis, *([] if diagnosis.healthy else ["", f"To mend it: gradmend mend {target}"]))
     raise typer.Exit(HEALTHY if diagnosis.healthy else ILL)
 
@@ -75,7 +98,14 @@ def mend(
     optimizer: OptimizerOption = None,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
+    depth: DepthOption = None,
+    width: WidthOption = None,
+    planned_steps: PlannedOption = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each trial.")] = 200,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Of all together; then the best so far is taken.")
+    ] = 120,
+    trials: Annotated[int, typer.Option(min=1, help="Short trainings, of all together.")] = 50,
     patch: Annotated[
         Path | None, typer.Option(metavar="DIFF", help="Write the changes of your source to this new file.")
     ] = None,
@@ -90,10 +120,11 @@ def mend(
         from gradmend.treatment import mend
 
         ordered = _ordered(target, patch, write)
-        found = _find(target, data, loss, optimizer, device, seed)
-        batches = found.batches(limit=1000)
+        wishes = {"data": data, "loss": loss, "optimizer": optimizer, "device": device, "seed": seed}
+        found = _find(target, **wishes, depth=depth, width=width)
+        batches, budget = found.batches(limit=1000), Budget(steps, seconds, trials)
         with _status() as say:
-            treatment = mend(found.setup, batches, Budget(steps=steps), say)
+            treatment = mend(found.setup, batches, budget, say, steps=planned_steps)
         if not as_json:
             show(treatment.before, "")
         show(treatment)
@@ -114,6 +145,8 @@ def train(
     optimizer: OptimizerOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
+    depth: DepthOption = None,
+    width: WidthOption = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes through the data.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows per batch.")] = None,
     as_json: JsonOption = False,
@@ -123,12 +156,14 @@ def train(
         from gradmend.diagnosis.course import judge_course
         from gradmend.training import train
 
-        found = _find(target, data, loss, optimizer, device, seed)
+        wishes = {"data": data, "loss": loss, "optimizer": optimizer, "device": device, "seed": seed}
+        sizes = {"depth": depth, "width": width, "epochs": epochs, "batch_size": batch_size}
+        found = _find(target, **wishes, **sizes)
         history = train(
             found.setup,
             found.data,
-            epochs=epochs or found.epochs,
-            batch_size=batch_size or found.batch_size,
+            epochs=found.epochs,
+            batch_size=found.batch_size,
             seed=seed,
             device=device,
             progress=not as_json,
@@ -139,14 +174,14 @@ def train(
 
 @app.command()
 def explain(
-    cause: Annotated[
-        str | None, typer.Argument(metavar="CAUSE", help="Such as 'vanishing gradient'.")
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Such as 'vanishing gradient' or 'clip norm'.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a cause means, why it happens, how it shows and what treats it."""
+    """Say what a cause means, why it happens and what treats it; or what a remedy does and costs."""
     with _output(as_json) as show:
-        show(_Catalogue() if cause is None else _cause(cause))
+        show(_Catalogue() if name is None else _explanation(name))
     raise typer.Exit(HEALTHY)
 
 
@@ -166,6 +201,10 @@ def demo(
         if run(Console(), data=data, depth=depth, activation=activation, init=init, seed=seed)
         else ILL
     )
+
+
+app.command(context_settings=AS_TYPED)(run)
+app.command()(export)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -219,12 +258,10 @@ def _status() -> Iterator[Any]:
         yield status.update
 
 
-def _find(
-    target: str, data: str | None, loss: str | None, optimizer: str | None, device: str, seed: int
-) -> Target:
+def _find(target: str, **wishes: Any) -> Target:
     from gradmend.target import Wishes, find
 
-    found = find(target, Wishes(data, loss, optimizer, device, seed))
+    found = find(target, Wishes(**wishes))
     for note in found.notes:
         Console(stderr=True, style="dim", highlight=False).print(note, markup=False)
     return found
@@ -240,16 +277,28 @@ def _ordered(target: str, patch: Path | None, write: bool) -> Order | None:
 
 
 class _Catalogue:
-    """All causes, a line each, or as data."""
+    """All causes and all remedies, a line each, or as data."""
 
-    def __rich__(self) -> Table:
-        table = Table.grid(padding=(0, 2))
-        for cause in Cause:
-            table.add_row(Text(cause.title, no_wrap=True), Text(cause.sentence))
-        return table
+    def __init__(self) -> None:
+        from gradmend.remedies.card import cards
+
+        self.cards = cards()
+
+    def __rich__(self) -> Group:
+        causes = [(cause.title, cause.sentence) for cause in Cause]
+        remedies = [(card.name, card.what) for card in self.cards]
+        return Group("Causes", _listed(causes), "", "Remedies", _listed(remedies))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"causes": [_Explanation(cause).to_dict() for cause in Cause]}
+        causes = [_Explanation(cause).to_dict() for cause in Cause]
+        return {"causes": causes, "remedies": [card.to_dict() for card in self.cards]}
+
+
+def _listed(rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, sentence in rows:
+        table.add_row(Text(name, no_wrap=True), Text(sentence))
+    return table
 
 
 class _Explanation:
@@ -274,9 +323,29 @@ class _Explanation:
         return {"cause": self.cause.title, **asdict(self.cause.illness)}
 
 
-def _cause(name: str) -> _Explanation:
-    wanted = name.lower().replace("_", " ").replace("-", " ").strip()
-    known = {cause.title: cause for cause in Cause}
-    if wanted not in known:
-        raise TargetError(f"There is no cause {name!r}. {suggest(wanted, known)}")
-    return _Explanation(known[wanted])
+def _explanation(name: str) -> _Explanation | Card:
+    """What there is to say of a cause or a remedy, by its name, however it is written."""
+    causes = {_plain(cause.title): cause for cause in Cause}
+    if _plain(name) in causes:
+        return _Explanation(causes[_plain(name)])
+    from gradmend.remedies.card import cards
+
+    remedies = {_plain(card.name): card for card in cards()}
+    if _plain(name) in remedies:
+        return remedies[_plain(name)]
+    possible = [*(cause.title for cause in Cause), *(_words(card.name) for card in cards())]
+    raise TargetError(f"There is no cause and no remedy {name!r}. {suggest(_words(name), possible)}")
+
+
+def _plain(name: str) -> str:
+    """A name in small letters alone: `ClipNorm` and `clip norm` are one."""
+    return _words(name).replace(" ", "")
+
+
+def _words(name: str) -> str:
+    """The words of a name, in small letters.
+
+    >>> _words("ClipNorm"), _words("dead_units")
+    ('clip norm', 'dead units')
+    """
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", name).lower().strip()

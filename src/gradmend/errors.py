@@ -4,6 +4,7 @@ GradmendError
 ├── TargetError         the TARGET of a command cannot be found, imported or used
 ├── DataError           the data cannot be found, read or trained on
 ├── BatchError          model, batch and loss do not fit each other
+├── JournalError        a journal cannot be found, read or written
 ├── SetupError          the setup lacks something, or contradicts itself
 └── MissingExtraError   an optional dependency is not installed
 NoEffectWarning         a change matched nothing, so nothing was changed

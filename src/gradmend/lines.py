@@ -20,7 +20,8 @@ _NOT_THE_USERS = (_TORCH, _HERE, f"{Path(jaxtyping.__file__).parent}{os.sep}", "
 _CALLER = f"{_HERE}setup.py"
 """Calls the user's code, so what lies outside it is no part of a model."""
 
-_created: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+_created: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
+"""By `id`, as a module that is being made may have no hash yet."""
 
 
 @contextmanager
@@ -31,7 +32,8 @@ def remember_lines() -> Iterator[None]:
     def init(self: nn.Module, *args: object, **kwargs: object) -> None:
         original(self, *args, **kwargs)
         if line := line_of_caller(None):
-            _created[self] = line
+            key = id(self)
+            _created[key] = weakref.ref(self, lambda _: _created.pop(key, None)), line
 
     nn.Module.__init__ = init  # type: ignore[method-assign]
     try:
@@ -77,7 +79,8 @@ def line_of_definition(function: object) -> str | None:
 
 def line_of_creation(module: nn.Module) -> str | None:
     """`file:line` that made a module, if that was remembered."""
-    return _created.get(module)
+    made = _created.get(id(module))
+    return made[1] if made is not None and made[0]() is module else None
 
 
 def line_of_caller(boundary: FrameType | None) -> str | None:

@@ -1,0 +1,104 @@
+"""What a watch costs in a running training (`gradmend.watch.Watch`): time and memory beside the bare loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import quantiles
+from time import perf_counter
+
+import torch
+
+from benchmarks.memory import peak_bytes
+from benchmarks.peers import PEERS, costs
+from benchmarks.timing import Ratio, Row, host_seconds
+from benchmarks.workloads import SGD, WORKLOADS, Job, Workload, deep_mlp
+from gradmend.watch import Notice, Watch
+
+MLP_50 = Workload("MLP 50 x 64, batch 64", lambda: _half(deep_mlp(50, 64)), 1.6)
+MLP_20, _, GPT, RESNET, GRU = WORKLOADS
+
+DEFAULT = ((MLP_20, 1.02), (RESNET, 1.02), (GRU, 1.02), (GPT, 1.02), (MLP_50, 1.03))
+EVERY_STEP = ((MLP_20, 1.15), (MLP_50, 1.40), (RESNET, 1.12), (GRU, 1.04))
+MEMORY = 1.02
+
+BLOCK, TURNS, GROUPS = 0.4, 3, 7
+"""Seconds of steps in a block, blocks in a group, groups: looks are dozens of steps apart, and all count."""
+
+SETTLE = 4.0
+"""Seconds of steps after which the watch knows what its looks cost."""
+
+
+def run() -> Iterator[Row | str]:
+    torch.set_num_threads(1)
+    yield "A watched training step (SGD with momentum) over the bare step: the default, budget 2 %"
+    for workload, reach in DEFAULT:
+        yield from _default(workload, reach)
+    yield "Every layer's activation and gradient at every step, beside the peers in the same run"
+    for workload, reach in EVERY_STEP:
+        yield workload.name
+        yield Row("gradmend, every=1", over_bare(workload, every=1), reach)
+        found = costs(workload, PEERS)
+        yield from (Row(name, found[name]) for name in PEERS)
+
+
+def _half(made: tuple[torch.nn.Module, torch.Tensor, torch.Tensor]) -> tuple[torch.nn.Module, ...]:
+    model, x, y = made
+    return model, x[:64], y[:64]
+
+
+def _default(workload: Workload, reach: float) -> Iterator[Row]:
+    yield Row(workload.name, over_bare(workload), reach)
+    yield Row(f"{workload.name}, peak memory", peak_over_bare(workload), MEMORY)
+
+
+def silently(_notice: Notice) -> None:
+    """The workloads are as ill as they are; here they are timed."""
+
+
+def over_bare(workload: Workload, every: int | None = None, block: float = BLOCK) -> Ratio:
+    """Seconds of watched steps over those of bare ones, all looks included, in turns on two equal jobs."""
+    bare, watched = workload.job(SGD), workload.job(SGD)
+    watch = Watch(watched.model, watched.optimizer, every=every, report=silently)
+    _settle(watched, watch)
+    steps = max(1, round(block / host_seconds(bare.step)))
+    ratios = [_ratio(bare, watched, watch, steps) for _ in range(GROUPS)]
+    low, middle, high = quantiles(ratios, n=4)
+    return Ratio(middle, low, high)
+
+
+def _settle(job: Job, watch: Watch) -> None:
+    with watch:
+        end = perf_counter() + SETTLE
+        while perf_counter() < end:
+            job.step()
+
+
+def _ratio(bare: Job, watched: Job, watch: Watch, steps: int) -> float:
+    """A few short turns of each, so that what else the machine does hits both alike."""
+    ours = theirs = 0.0
+    for _ in range(TURNS):
+        theirs += host_seconds(lambda: _steps(bare, steps))
+        with watch:
+            ours += host_seconds(lambda: _steps(watched, steps))
+    return ours / theirs
+
+
+def _steps(job: Job, steps: int) -> None:
+    for _ in range(steps):
+        job.step()
+
+
+def peak_over_bare(workload: Workload) -> float:
+    """The worst of some watched steps over a bare one: each kind of look is among them but the full one."""
+    bare, watched = workload.job(SGD), workload.job(SGD)
+    bare.step(), watched.step()
+    theirs = _peak(bare)
+    watch = Watch(watched.model, watched.optimizer, report=silently)
+    with watch:
+        watched.step()  # the first one is measured in full
+        return max(_peak(watched) for _ in range(5)) / theirs
+
+
+def _peak(job: Job) -> int:
+    job.model.zero_grad(set_to_none=True)  # the profiler does not know the size of what was there before
+    return peak_bytes(job.step)

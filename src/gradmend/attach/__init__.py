@@ -1,0 +1,49 @@
+"""Attach: watching a script that does not know of it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+
+from gradmend.attach.report import say, sum_up, without_us
+from gradmend.attach.trainings import Trainings
+from gradmend.journal import Journal, JournalError, Recording
+
+__all__ = ["attach"]
+
+
+def attach(journal: str, command: str) -> None:
+    """Watch every training of this process from now on, and sum up on standard error at its end.
+
+    Of a training on several processes the first is watched. A journal that cannot be written is said, and
+    the training goes on.
+
+    Args:
+        journal: the file to record to; nothing if it is empty.
+        command: that was typed.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        sys.excepthook = without_us(sys.excepthook)
+        recording = _recording(journal, command)
+        atexit.register(_end, Trainings(recording), recording, os.getpid())
+
+
+def _end(trainings: Trainings, recording: Recording | None, process: int) -> None:
+    if os.getpid() != process:  # a child made by fork
+        return
+    trainings.end()
+    sum_up(trainings.watches)
+    if recording is not None:
+        failure = getattr(sys, "last_type", None)
+        recording.close("ended" if failure is None else failure.__name__)
+
+
+def _recording(journal: str, command: str) -> Recording | None:
+    if not journal:
+        return None
+    try:
+        return Journal(journal).run(command=command)
+    except JournalError as error:
+        say(f"gradmend: {error} The training goes on, but is not recorded.\n")
+        return None

@@ -1,0 +1,1 @@
+"""Integrations: gradmend inside training loops and trackers of others. They are strangers to each other."""

@@ -1,0 +1,144 @@
+"""Events: what happens in a running training, without a hook on any model or optimizer.
+
+While someone listens, one global pre and post hook sees the steps of all optimizers, and stand-ins for
+`torch.autograd.backward` and `GradScaler.scale` see the losses. All are taken away with the last listener.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """Is told of every training in this process."""
+
+    def before_backward(self, loss: Tensor, scale: float | Tensor) -> None:
+        """A backward pass begins at this loss, which a `GradScaler` has multiplied by `scale`."""
+
+    def after_backward(self) -> None:
+        """It has ended."""
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """An optimizer is about to step: gradients are unscaled, accumulated and clipped."""
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """It has stepped."""
+
+
+_listeners: tuple[Listener, ...] = ()
+_remove: list[Callable[[], None]] = []
+_scaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
+"""What a `GradScaler` made, by its `id`, and its scale then."""
+
+
+def listen(listener: Listener) -> None:
+    """Tell a listener of all events from the next one on."""
+    global _listeners
+    _listeners = (*_listeners, listener)
+    if not _remove:
+        _install()
+
+
+def unlisten(listener: Listener) -> None:
+    """Tell it no more; after the last one all is as it was before.
+
+    The optimizers' hooks may be running just now, when torch allows none to be removed. So they go with the
+    next backward pass or `settle`.
+    """
+    global _listeners
+    _listeners = tuple(other for other in _listeners if other is not listener)
+
+
+def settle() -> None:
+    """Take everything away if nobody listens. Not to be called from within the hook of an optimizer."""
+    if not _listeners:
+        while _remove:
+            _remove.pop()()
+        _scaled.clear()
+
+
+def _forget() -> None:
+    """A child made by fork has a training of its own, if any, and nobody listens to it."""
+    global _listeners
+    _listeners = ()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def _install() -> None:
+    hooks = (register_optimizer_step_pre_hook(_before_step), register_optimizer_step_post_hook(_after_step))
+    _remove.extend(hook.remove for hook in hooks)
+    _stand_in(torch.autograd, "backward", _backward)
+    _stand_in(GradScaler, "scale", _scale)
+
+
+def _stand_in(home: Any, name: str, make: Callable[[Any], Any]) -> None:
+    """Put a function in the place of another, until it is removed; what others put over it stays."""
+    original = getattr(home, name)
+    ours = make(original)
+    setattr(home, name, ours)
+
+    def remove() -> None:
+        if getattr(home, name) is ours:
+            setattr(home, name, original)
+
+    _remove.append(remove)
+
+
+def _before_step(optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+    for listener in _listeners:
+        listener.before_step(optimizer)
+
+
+def _after_step(optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+    for listener in _listeners:
+        listener.after_step(optimizer)
+
+
+def _backward(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def backward(tensors: Tensor | Sequence[Tensor], *args: Any, **kwargs: Any) -> None:
+        if not _listeners:
+            settle()
+            return original(tensors, *args, **kwargs)
+        root = tensors[0] if isinstance(tensors, (tuple, list)) and len(tensors) == 1 else tensors
+        inner = torch._C._current_graph_task_id() != -1  # a checkpoint's, within another one
+        if inner or not isinstance(root, Tensor) or root.numel() != 1:
+            return original(tensors, *args, **kwargs)
+        scale = _scale_of(root)
+        for listener in _listeners:
+            listener.before_backward(root, scale)
+        original(tensors, *args, **kwargs)
+        for listener in _listeners:
+            listener.after_backward()
+
+    return backward
+
+
+def _scale(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def scale(self: GradScaler, outputs: Any) -> Any:
+        found = original(self, outputs)
+        if isinstance(found, Tensor) and found is not outputs and self._scale is not None:
+            _scaled.clear()  # one loss at a time; those that were never propagated are forgotten
+            _scaled[id(found)] = weakref.ref(found), self._scale
+        return found
+
+    return scale
+
+
+def _scale_of(root: Tensor) -> float | Tensor:
+    found = _scaled.get(id(root))
+    return found[1].clone() if found is not None and found[0]() is root else 1.0

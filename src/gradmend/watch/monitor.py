@@ -1,0 +1,179 @@
+"""Watch: the monitor inside a running training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+from torch import nn
+from torch.optim import Optimizer
+
+from gradmend.errors import SetupError
+from gradmend.journal import record
+from gradmend.profile import Profile
+from gradmend.watch import events
+from gradmend.watch.notices import Notice, Notices, Report, Sink, print_notice
+from gradmend.watch.pace import Pace, schedule
+from gradmend.watch.session import Session
+
+
+class Watch:
+    """Watches a running training, says what goes wrong and where, and changes nothing.
+
+    Losses are seen at every step; sizes of gradients, weights, updates and of the layers' signals in as many
+    steps as the budget allows, one kind at a time. Where these look ill, and now and then anyway, a step is
+    measured in full while it runs, and the rules of `diagnose` say what it is. Gradients are those that the
+    optimizer gets: unscaled, accumulated and clipped; losses are as they were before scaling.
+
+    There is no hook on the model or the optimizer, and results are the same to the last bit. An error inside
+    gradmend is reported once and ends the watch, not the training. The model is not kept alive.
+
+    Args:
+        model: that trains. What is called must be this very module, else only its parameters are seen; so it
+            is with compiled models.
+        optimizer: whose steps count; by default the first one that steps a parameter of the model.
+        every: when the layers' signals are looked at: None leaves it to the budget; a number of steps;
+            "log" for the powers of two; or a function `step -> bool`, from step 1.
+        budget: share of the training's time that watching may take.
+        journal: takes all that is read: the path of a journal, or what has `write(kind, step, values)`.
+        report: is called with each notice when its finding begins and when it ends; by default they are
+            printed on standard error.
+
+    Raises:
+        SetupError: for a model that is none, or an unknown `every`.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        >>> with Watch(model, optimizer, report=lambda notice: print(notice.finding.cause.title)) as watch:
+        ...     for step in range(3):
+        ...         optimizer.zero_grad()
+        ...         x = torch.randn(64, 8) if step < 2 else torch.full((64, 8), torch.nan)
+        ...         model(x).square().mean().backward()
+        ...         optimizer.step()
+        non finite
+        >>> watch.findings[0].finding.sentence.partition(". ")[2]
+        'The batch holds values that are not finite.'
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        *,
+        every: int | str | Callable[[int], bool] | None = None,
+        budget: float = 0.02,
+        journal: Sink | str | Path | None = None,
+        report: Report | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise SetupError(f"`model` must be a torch.nn.Module, not {type(model).__name__}.")
+        if not budget > 0:
+            raise SetupError(f"`budget` is a share of the training's time, above 0, not {budget}.")
+        pace = Pace(budget, None if every is None else schedule(every))
+        self._sink = None if journal is None else _Careful(journal, type(model).__name__, self._say)
+        self._notices = Notices(report or print_notice, self._sink)
+        self._session = Session(model, optimizer, pace, self._notices, self._sink, self._fail)
+
+    def attach(self) -> Watch:
+        """Begin, or go on after `detach`; also in the midst of a training, and from within any hook."""
+        if self._session.on:
+            return self
+        if self._sink is not None:
+            self._sink.open()
+        self._session.start()
+        if self._session.compiled and not self._session.step:
+            self._say(
+                "The model, or a part of it, is compiled, so that hooks would not be called: losses, "
+                "gradients and weights are watched, and no signals."
+            )
+        return self
+
+    def detach(self) -> None:
+        """End, and leave nothing behind."""
+        self._session.finish()
+        events.settle()
+        if self._sink is not None:
+            self._sink.close()
+
+    def __enter__(self) -> Watch:
+        return self.attach()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    @property
+    def findings(self) -> tuple[Notice, ...]:
+        """All findings in the order in which they began, also those that ended."""
+        return self._notices.all
+
+    @property
+    def step(self) -> int:
+        """How many steps of the optimizer were seen."""
+        return self._session.step
+
+    @property
+    def loss(self) -> float | None:
+        """Of the last step whose loss is known."""
+        return self._session.stream.losses.last
+
+    @property
+    def profile(self) -> Profile | None:
+        """Of the last step that was measured in full."""
+        return self._session.profile
+
+    def _fail(self, error: Exception) -> None:
+        kind = f"{type(error).__name__}: {error}".splitlines()[0]
+        self._say(f"An error inside gradmend has ended the watch, and not your training: {kind}")
+
+    def _say(self, text: str) -> None:
+        if self._sink is not None:
+            self._sink.write("note", self._session.step, {"text": text})
+        Console(stderr=True, soft_wrap=True).print(Text(f"gradmend: {text}", style="dim"))
+
+
+class _Careful:
+    """A journal whose first error ends its use, and is said once."""
+
+    def __init__(self, journal: Sink | str | Path, name: str, say: Callable[[str], None]) -> None:
+        self._journal, self._name, self._say = journal, name, say
+        self._sink: Sink | None = None
+        self._ours: Callable[[], None] | None = None
+
+    def open(self) -> None:
+        """Be ready to write; a path is opened, or made."""
+        if not isinstance(self._journal, (str, Path)):
+            self._sink = self._journal
+            return
+        with self._careful():
+            opened = record(self._journal, self._name)
+            self._sink, self._ours = opened, opened.close
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Hand a record on."""
+        if self._sink is not None:
+            with self._careful():
+                self._sink.write(kind, step, values)
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        self._sink, close, self._ours = None, self._ours, None
+        if close is not None:
+            with self._careful():
+                close()
+
+    @contextmanager
+    def _careful(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a journal is not worth a training
+            self._sink = self._ours = None
+            self._say(f"The journal cannot be written: {type(error).__name__}: {error}")

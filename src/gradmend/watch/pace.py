@@ -1,0 +1,135 @@
+"""Pace: what to look at in which step, so that looking costs no more than a stated share of the time."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from statistics import median
+from time import perf_counter
+from typing import Any, TypeAlias
+
+from gradmend.errors import SetupError
+
+Every: TypeAlias = int | str | Callable[[int], bool] | None
+
+SHARES = {"exam": 0.1, "taps": 0.25, "gradients": 0.2, "weights": 0.1}
+"""Of the budget, by what is looked at; the rest is for what every step costs, some 30 microseconds."""
+
+_OPENING, _SLOWLY = 16, 4
+"""Steps between two looks before their cost is known, and how many times as many the next may be apart."""
+
+_PATIENCE = 50
+"""Steps from one full look that a suspicion asked for to the next; they double each time."""
+
+_LEAST = 0.01
+"""Steps that a look is taken to cost at least: smaller differences drown in how steps differ anyway."""
+
+
+class Pace:
+    """Chooses for each step what to look at, or nothing, and learns what that costs.
+
+    What a look costs is the median of the last steps with it, less the median of those without any.
+
+    Args:
+        budget: share of the training's time.
+        chosen: the steps in which layers are looked at (`taps`); None leaves that to the budget.
+        clock: tells the seconds.
+
+    Example:
+        >>> pace = Pace(0.02)
+        >>> [pace.next(step, ("exam", "gradients")) for step in (1, 2, 3)]
+        [('exam',), ('gradients',), ()]
+    """
+
+    def __init__(
+        self,
+        budget: float,
+        chosen: Callable[[int], bool] | None = None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._shares = {name: share * budget for name, share in SHARES.items()}
+        self._chosen, self._clock = chosen, clock
+        self._bare: deque[float] = deque(maxlen=63)
+        self._with: dict[str, deque[float]] = {name: deque(maxlen=9) for name in SHARES}
+        self._intervals = dict.fromkeys(SHARES, _OPENING)
+        self._last = dict.fromkeys(SHARES, -_OPENING)
+        self._alarmed = False
+        self._patience, self._rest = _PATIENCE, 0
+        self._time = clock()
+
+    def next(self, step: int, possible: Sequence[str]) -> tuple[str, ...]:
+        """What to look at in this step, of what is possible: one thing, and layers where those are chosen."""
+        asked = self._chosen is not None and "taps" in possible and self._chosen(step)
+        name = next((name for name in possible if self._due(name, step)), "")
+        if name:
+            self._last[name] = step
+            self._alarmed = self._alarmed and name != "exam"
+        if asked and name != "exam":
+            return (name, "taps") if name else ("taps",)
+        return (name,) if name else ()
+
+    def note(self, looked: Sequence[str]) -> None:
+        """A step has ended, in which this was looked at."""
+        now = self._clock()
+        seconds, self._time = now - self._time, now
+        name = next((name for name in looked if name != "taps" or self._chosen is None), "")
+        (self._with[name] if name else self._bare).append(seconds)
+
+    def begin(self) -> None:
+        """The next step begins now."""
+        self._time = self._clock()
+
+    def interval(self, name: str) -> int:
+        """Steps from one look to the next."""
+        return self._intervals[name]
+
+    def insist(self) -> None:
+        """Look at the next step in full."""
+        self._alarmed = True
+
+    def suspect(self, step: int) -> None:
+        """Look at the next step in full, if that has not just been done for the same reason."""
+        if step >= self._rest:
+            self._alarmed = True
+            self._rest, self._patience = step + self._patience, 2 * self._patience
+
+    def _due(self, name: str, step: int) -> bool:
+        if name == "taps" and self._chosen is not None:
+            return False
+        if name == "exam" and self._alarmed:
+            return True
+        if step < self._last[name] + self._intervals[name]:
+            return False
+        self._intervals[name] = self._affordable(name)
+        return step >= self._last[name] + self._intervals[name]
+
+    def _affordable(self, name: str) -> int:
+        """Steps between two looks, by what the last ones cost."""
+        known = self._with[name]
+        if not known or not self._bare:
+            return _OPENING
+        cost = max(_LEAST, median(known) / median(self._bare) - 1)
+        wanted = math.ceil(cost / self._shares[name])
+        return wanted if name == "exam" else min(wanted, _SLOWLY * self._intervals[name])
+
+
+def schedule(every: Any) -> Callable[[int], bool]:
+    """Whether to look at a step, from 1: every so many, at powers of two ("log"), or as a function says.
+
+    >>> [step for step in range(1, 10) if schedule("log")(step)]
+    [1, 2, 4, 8]
+
+    Raises:
+        SetupError: for anything else.
+    """
+    if callable(every):
+        found: Callable[[int], bool] = every
+        return found
+    if every == "log":
+        return lambda step: step & (step - 1) == 0
+    if isinstance(every, int) and every > 0:
+        return lambda step: step % every == 0
+    raise SetupError(
+        f"`every` is a number of steps, 'log', a function of the step, or None for the budget, not {every!r}."
+    )

@@ -1,0 +1,220 @@
+"""Rules on the stream of a running training. Each looks at what was read so far and says what it finds.
+
+What they cannot explain they only point at (`suspects`): then a step is measured in full, and the rules of
+diagnosis say what it is, in the words of `check`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+
+from gradmend.causes import Cause
+from gradmend.console import lines, number
+from gradmend.diagnosis import Finding, Severity
+from gradmend.diagnosis.course import oscillating_loss, plateau
+from gradmend.training import History
+from gradmend.watch.stream import Array, Stream, Table
+
+_SOON = 20
+"""Steps after a rise of the learning rate within which a rise of the loss is put down to it."""
+
+_LONG = 1000
+"""Steps before which a loss that rests says nothing: warmup, or a task that is slow to begin with."""
+
+_TENFOLD = 10.0
+"""A layer whose size changes tenfold between two looks, more than the others do, is worth a full one."""
+
+_GONE = 0.01
+"""Training does not take a hundredth part of a layer's weights and leave the rest at their place."""
+
+
+def calm(stream: Stream) -> bool:
+    """Whether no rule on losses can find anything: the loss is below the first, no rate was raised."""
+    losses, rates = stream.losses, stream.rates
+    return (
+        rates.raised is None
+        and losses.last is not None
+        and losses.last <= losses.start + 0.5 * abs(losses.start)
+    )
+
+
+def non_finite(stream: Stream) -> Finding | None:
+    """The loss of the last step is NaN or infinite: says where that was born, as far as it was seen."""
+    if not stream.losses.recent or math.isfinite(stream.losses.recent[-1][1]):
+        return None
+    step, loss = stream.losses.recent[-1]
+    before = [value for _, value in stream.losses.recent if math.isfinite(value)]
+    after = f", after {number(before[-1], 4)}" if before else ""
+    birth = stream.origin
+    text = f"The loss of step {step} is {loss}{after}. {birth.sentence if birth else ''}".strip()
+    sites, where = (birth.sites, birth.where) if birth else ((), ())
+    return Finding(Cause.NON_FINITE, Severity.ERROR, text, sites=sites, where=where)
+
+
+def learning_rate_too_high(stream: Stream) -> Finding | None:
+    """Within 20 steps of the rate's rise to three times all rates before, the loss is at its highest.
+
+    It has to be above all of the 20 losses and more before the rise, and half as high again as their median.
+    """
+    rates, recent = stream.rates, stream.losses.recent
+    if rates.raised is None or not recent or recent[-1][0] > rates.raised + _SOON:
+        return None
+    before = [loss for step, loss in recent if step <= rates.raised and math.isfinite(loss)]
+    after = [loss for step, loss in recent if step > rates.raised]
+    if len(before) < 3 or not after:
+        return None
+    usual, worst = median(before), max((loss for loss in after if math.isfinite(loss)), default=math.inf)
+    if not (worst > max(before) and worst > usual + 0.5 * abs(usual)):
+        return None
+    text = (
+        f"At step {rates.raised} the learning rate rose from {number(rates.before)} to {number(rates.now)}, "
+        f"and the loss from {number(usual)} to {number(worst)} within {len(after)} steps."
+    )
+    times = (rates.now or 0.0) / rates.before
+    return Finding(Cause.LEARNING_RATE_TOO_HIGH, Severity.ERROR, text, times, 1.0, "times the rate before")
+
+
+def divergence(stream: Stream) -> Finding | None:
+    """Each of the last six losses is half as high again as the first, and above all lately before them.
+
+    It has passed when one is not half as high again as the first any more. Where the learning rate has just
+    been raised, that is the cause.
+    """
+    start = stream.losses.start
+    losses = [loss for _, loss in stream.losses.recent]
+    before, last = losses[:-6], losses[-6:]
+    if len(before) < 12 or not all(map(math.isfinite, (*last, start))):
+        return None
+    if not min(last) > start + 0.5 * abs(start):
+        return None
+    if Cause.DIVERGENCE not in stream.lasting and not min(last) > max(before):
+        return None
+    if learning_rate_too_high(stream) is not None:
+        return None
+    text = f"The loss went from {number(start)} up to {number(last[-1])} in {stream.losses.count} steps."
+    return Finding(Cause.DIVERGENCE, Severity.ERROR, text, last[-1], start, "loss")
+
+
+def weights_gone(stream: Stream) -> Finding | None:
+    """Between two looks the weights of a layer shrank to a hundredth: something has overwritten them."""
+    now, before = stream.latest("weights"), stream.previous("weights")
+    if now is None or before is None:
+        return None
+    old, new = before.column("value"), now.column("value")
+    gone = np.flatnonzero((old > 0) & (new < _GONE * old))
+    matrices = [int(i) for i in gone if not now.rows[i].endswith("bias")]
+    if not matrices:
+        return None
+    worst = min(matrices, key=lambda i: new[i] / old[i])
+    names = tuple(now.rows[i] for i in matrices)
+    text = (
+        f"Between steps {before.step} and {now.step} the weights of {now.rows[worst]} went from rms "
+        f"{number(float(old[worst]))} to {number(float(new[worst]))}: nothing of its input comes through."
+    )
+    return at(
+        stream, Cause.WEIGHTS_TOO_SMALL, Severity.ERROR, text, float(new[worst]), float(old[worst]), names
+    )
+
+
+def silent_layer(stream: Stream) -> Finding | None:
+    """No unit of a layer gets any gradient, though it comes through to other layers."""
+    table = stream.latest("gradients")
+    names = silent(table)
+    if table is None or not names or not (table.column("gradient") > 0).any():
+        return None
+    text = f"No unit of {lines(names)} gets any gradient."
+    return at(stream, Cause.DEAD_UNITS, Severity.ERROR, text, 1.0, 0.0, names, "share of the units")
+
+
+def silent(table: Table | None) -> tuple[str, ...]:
+    """The biases of which no unit had a gradient."""
+    if table is None:
+        return ()
+    return tuple(table.rows[i] for i in np.flatnonzero(table.column("silent") == 1))
+
+
+def at(
+    stream: Stream,
+    cause: Cause,
+    severity: Severity,
+    sentence: str,
+    measured: float,
+    expected: float,
+    parameters: tuple[str, ...],
+    unit: str = "rms of the weights",
+) -> Finding:
+    """A finding at the sites that use these parameters, as far as the model has been read."""
+    known = [stream.sites[name] for name in parameters if name in stream.sites]
+    sites = tuple(dict.fromkeys(site for site, _ in known)) or parameters
+    where = tuple(dict.fromkeys(line for _, line in known if line))
+    return Finding(cause, severity, sentence, measured, expected, unit, sites, where)
+
+
+STEP_RULES: tuple[Callable[[Stream], Finding | None], ...] = (
+    non_finite,
+    learning_rate_too_high,
+    divergence,
+)
+"""On losses and rates; for every step."""
+
+TABLE_RULES: dict[str, tuple[Callable[[Stream], Finding | None], ...]] = {"weights": (weights_gone,)}
+"""On what is read of the model, whenever a table of it is."""
+
+
+def judge_course(stream: Stream) -> list[Finding]:
+    """What the rules on a finished training say of one that has come so far.
+
+    Not that on divergence, which takes the first losses as they are: those of single samples are chance.
+    """
+    history = _history(stream)
+    rules = (oscillating_loss, plateau) if stream.losses.count >= _LONG else (oscillating_loss,)
+    found = [rule(history) for rule in rules]
+    return [finding for finding in found if finding is not None]
+
+
+def _history(stream: Stream) -> History:
+    losses = tuple(stream.losses.all)
+    return History(
+        loss=losses,
+        accuracy=None,
+        test_loss=None,
+        test_accuracy=None,
+        epochs=1,
+        steps=stream.losses.count,
+        seconds=0.0,
+        step_seconds=0.0,
+        diverged=not all(map(math.isfinite, losses)),
+        device="",
+        threads=1,
+        offered=1,
+    )
+
+
+def suspects(stream: Stream, name: str) -> bool:
+    """Whether the last reading of a table asks for a full look: many units of a layer dead, or a jump."""
+    now, before = stream.latest(name), stream.previous(name)
+    if name == "gradients" and now is not None:
+        return bool(silent(now)) or bool((now.column("dead") > 0.5).any())
+    return name == "layers" and now is not None and before is not None and _jumped(now.values, before.values)
+
+
+def _jumped(now: Array, before: Array) -> bool:
+    """Whether rms or gradient of a layer changed tenfold, relative to how those of all layers did."""
+    new, old = now[:, 1:], before[:, 1:]
+    with np.errstate(all="ignore"):
+        changed = new / old
+        if (changed.max(0) < _TENFOLD * changed.min(0)).all():  # as in nearly all steps; false with any NaN
+            return False
+    known = (old > 0).all(1) & ~np.isnan(new).any(1)
+    new, old = new[known], old[known]
+    if not len(new):
+        return False
+    if not (np.isfinite(new).all() and new.all()):
+        return True
+    changes = np.log(new / old)
+    changes -= np.sort(changes, axis=0)[len(changes) // 2]
+    return bool(np.abs(changes).max() > math.log(_TENFOLD))

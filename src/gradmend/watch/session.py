@@ -1,0 +1,388 @@
+"""Session: a watch while it is attached: what it does at each event of the training."""
+
+from __future__ import annotations
+
+import functools
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from gradmend.causes import Cause
+from gradmend.diagnosis import Finding, Severity
+from gradmend.profile import Profile
+from gradmend.setup import parameters_of
+from gradmend.watch import events, rules
+from gradmend.watch.exam import Exam, judge, running
+from gradmend.watch.gate import Gate
+from gradmend.watch.gradients import Gradients
+from gradmend.watch.losses import Losses
+from gradmend.watch.mail import Mail
+from gradmend.watch.notices import Notices, Sink
+from gradmend.watch.origin import find_origin
+from gradmend.watch.pace import SHARES, Pace
+from gradmend.watch.stream import Stream, Table, as_array
+from gradmend.watch.taps import Taps, layers
+from gradmend.watch.weights import Weights
+
+_COURSE = 50
+"""Steps after which the course of the losses is judged, and again whenever they have doubled."""
+
+_ALL, _SOME, _FEW = tuple(SHARES), ("exam", "gradients", "weights"), ("gradients", "weights")
+"""What can be looked at: once the layers are known, before, and where the model as a whole is not called."""
+
+_UNSEEN = 3
+"""Full looks at which the model is not called as a whole before it is taken that it never is."""
+
+
+class Session:
+    """Listens to a training, and looks at its steps as often as the pace says.
+
+    Args:
+        model: is not kept alive.
+        optimizer: whose steps count; None takes the first one seen that holds a parameter of the model.
+        pace: what to look at, and when.
+        notices: takes the findings.
+        sink: takes what is read.
+        fail: is called with what a watch of its own does wrong, and never by the training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        pace: Pace,
+        notices: Notices,
+        sink: Sink | None,
+        fail: Callable[[Exception], None],
+    ) -> None:
+        self.step = 0
+        self.profile: Profile | None = None
+        self.stream = Stream()
+        self.on = False
+        self.compiled = _compiled(model)
+        self._model = weakref.ref(model, lambda _: self.stop())
+        self._optimizer = None if optimizer is None else weakref.ref(optimizer)
+        self._others: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._pace, self._notices, self._sink, self._failed = pace, notices, sink, fail
+        self._mail, self._losses = Mail(), Losses()
+        self._names: tuple[str, ...] = ()
+        self._sizes = as_array(torch.zeros(0))
+        self._gradients: Gradients | None = None
+        self._weights: Weights | None = None
+        self._taps: Taps | None = None
+        self._exam: Exam | None = None
+        self._call: tuple[Any, Any] | None = None
+        self._entrance = Gate(self.guard(self._entered))
+        self._exit: RemovableHandle | None = None
+        self._looking: tuple[str, ...] = ()
+        self._open = False
+        self._norm: float | None = None
+        self._scale: float | Tensor = 1.0
+        self._unseen, self._next_course = 0, _COURSE
+        self._candidates: frozenset[Cause] = frozenset()
+        self._warned = False
+        self._leave = self.guard(self._left)
+        self._listener = _Guarded(self)
+
+    def start(self) -> None:
+        """Begin with the next step, or go on."""
+        self.on = True
+        events.listen(self._listener)
+        self._pace.begin()
+        self._plan()
+
+    def stop(self) -> None:
+        """Take away all hooks and let go of the parameters; may be called at any time."""
+        self.on = False
+        events.unlisten(self._listener)
+        self._abort()
+        self._disarm()
+        self._gradients = self._weights = None
+
+    def finish(self) -> None:
+        """Stop, and read what is still on its way."""
+        if self.on:
+            self.guard(self._mail.fetch)(True)
+            self.stop()
+
+    def guard(self, function: Callable[..., None]) -> Callable[..., None]:
+        """A function whose errors end the session and never reach the training."""
+
+        @functools.wraps(function)
+        def guarded(*args: Any) -> None:
+            if self.on:
+                try:
+                    function(*args)
+                except Exception as error:  # whatever it is, it is not the user's
+                    self.stop()
+                    self._failed(error)
+
+        return guarded
+
+    # events of the training
+
+    def before_backward(self, loss: Tensor, scale: float | Tensor) -> None:
+        """A loss is about to be propagated."""
+        if self._call is not None and loss.device.type == "cpu" and not math.isfinite(loss.item()):
+            self._find_origin(*self._call)
+        self._losses.add(loss, scale)
+        self._scale = scale
+        if self._exam is not None:
+            self._exam.before_backward(loss, scale)
+
+    def after_backward(self) -> None:
+        """Its gradients are there."""
+        self._call = None
+        if self._exam is not None:
+            self._exam.after_backward()
+        if self._losses.several and not self.compiled and self._unseen < _UNSEEN:
+            self._entrance.open()
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Gradients are now what the optimizer gets."""
+        if not self._is_ours(optimizer):
+            self._losses.put_aside()
+            return
+        self.step += 1
+        if self._gradients is None:
+            self._build()
+        if "gradients" in self._looking and self._gradients is not None:
+            self._post("gradients", self._names, self._gradients.statistics, self._gradients.read())
+        if "weights" in self._looking and self._weights is not None:
+            self._weights.before()
+        if self._exam is not None:
+            self._exam.before_step()
+        loss, rate, step = self._losses.take(), _rate(optimizer), self.step
+        if loss is None:
+            self._take_loss(step, rate, None)
+        else:
+            self._mail.post(loss, lambda x: self._take_loss(step, rate, x.item()))
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """The parameters have moved."""
+        if not self._is_ours(optimizer) or not self.step:
+            return
+        if "weights" in self._looking and self._weights is not None:
+            self._post("weights", self._names, self._weights.statistics, self._weights.after())
+        if "taps" in self._looking and self._taps is not None:
+            self._taps.close()
+            self._post("layers", self._taps.names, self._taps.statistics, self._taps.read(self._scale))
+        if "exam" in self._looking:
+            self._end_exam()
+        self._mail.fetch()
+        if self.step >= self._next_course:
+            self._review()
+        self._pace.note(self._looking)
+        self._plan()
+
+    # looking
+
+    def _plan(self) -> None:
+        """Choose what to look at in the next step."""
+        whole = not self.compiled and self._unseen < _UNSEEN
+        possible = _ALL if whole and self._taps is not None else _SOME if whole else _FEW
+        self._looking, self._open = self._pace.next(self.step + 1, possible), False
+        if whole:
+            self._entrance.open()
+
+    def _disarm(self) -> None:
+        self._entrance.close()
+        if self._exit is not None:
+            self._exit.remove()
+            self._exit = None
+
+    def _entered(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling() or module is not self._model() or not torch.is_grad_enabled():
+            return
+        self._disarm()
+        caller, variables = running(module)
+        self._call = args, variables.get("kwargs", {})
+        if self._open:
+            return
+        self._open = True
+        if "taps" in self._looking and self._taps is not None:
+            self._taps.open()
+        if "exam" in self._looking:
+            self._exam = Exam(module, self.guard)
+            self._exit = register_module_forward_hook(self._leave, always_call=True)
+            self._exam.begin(*self._call, caller)
+
+    def _left(self, module: nn.Module, _args: Any, output: Any) -> None:
+        if module is not self._model() or self._exam is None:
+            return
+        if output is None:  # it raised
+            self._abort()
+        else:
+            self._exam.end()
+
+    def _abort(self) -> None:
+        if self._exam is not None:
+            self._exam.abort()
+        if self._taps is not None:
+            self._taps.close()
+        self._exam = self._call = None
+
+    def _build(self) -> None:
+        """Look at the parameters that the model has now."""
+        model = self._model()
+        named = [] if model is None else parameters_of(model.named_modules())
+        named = [(name, p) for name, p in named if p.is_floating_point() and p.numel()]
+        self._names, parameters = tuple(name for name, _ in named), [p for _, p in named]
+        self._sizes = as_array(torch.tensor([p.numel() for p in parameters])) ** 0.5
+        self._gradients, self._weights = Gradients(parameters), Weights(parameters)
+
+    def _end_exam(self) -> None:
+        exam, self._exam = self._exam, None
+        self._disarm()
+        profile = None if exam is None else exam.after_step(self._held())
+        self._unseen = self._unseen + 1 if exam is None else 0
+        if profile is None:
+            return
+        first, self.profile = self.profile is None, profile
+        self.stream.locate(profile.anatomy)
+        self._follow(profile)
+        self._take_profile(profile)
+        self._decide(judge(profile), first)
+
+    def _follow(self, profile: Profile) -> None:
+        """Look at the layers and parameters that this profile is of."""
+        model = self._model()
+        if model is None:
+            return
+        found = layers(profile.anatomy, dict(model.named_modules()))
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._taps = Taps(found, device, self.guard) if found else None
+        self._build()
+
+    def _find_origin(self, args: Any, kwargs: Any) -> None:
+        model, self._call = self._model(), None
+        if model is not None and self.stream.origin is None:
+            self.stream.origin = find_origin(model, args, kwargs)
+
+    # judging
+
+    def _post(self, name: str, rows: tuple[str, ...], statistics: tuple[str, ...], values: Tensor) -> None:
+        step = self.step
+        self._mail.post(values, lambda x: self._take(name, Table(step, rows, statistics, as_array(x))))
+
+    def _take(self, name: str, table: Table) -> None:
+        self.stream.add(name, table)
+        self._write("reading", table.step, {"table": name, **vars(table)})
+        if name == "gradients":
+            self._norm = table.norm("gradient", self._sizes)
+        judges = rules.TABLE_RULES.get(name, ())
+        if name == "gradients" and self.compiled:  # nothing can look closer
+            judges = (rules.silent_layer,)
+        if judges:
+            found = [finding for rule in judges if (finding := rule(self.stream))]
+            self._notices.update(name, table.step, found, over=name == "gradients")
+        if rules.suspects(self.stream, name):
+            self._pace.suspect(self.step)
+
+    def _take_profile(self, profile: Profile) -> None:
+        """A full look has seen the weights, and every site."""
+        found = [p for p in profile.parameters if math.prod(p.shape)]
+        weights = [(p.rms, math.nan if p.update is None else p.update) for p in found]
+        self._post("weights", self._names, Weights.statistics, torch.tensor(weights).reshape(-1, 2))
+        names = tuple(reading.site.name for reading in profile.sites)
+        columns = ("mean", "rms", "gradient", "cosine", "zero", "dead")
+        rows = [[getattr(reading, column) for column in columns] for reading in profile.sites]
+        known = [[math.nan if value is None else value for value in row] for row in rows]
+        self._post("sites", names, columns, torch.tensor(known).reshape(-1, len(columns)))
+
+    def _take_loss(self, step: int, rate: float | None, loss: float | None) -> None:
+        self._write("step", step, {"loss": loss, "gradient": self._norm, "rate": rate})
+        self._norm = None
+        self.stream.rates.add(step, rate)
+        if loss is not None:
+            if loss > self.stream.losses.bound:
+                self._pace.suspect(step)
+            self.stream.losses.add(step, loss)
+            if self.stream.lasting or not rules.calm(self.stream):
+                found = [finding for rule in rules.STEP_RULES if (finding := rule(self.stream))]
+                self._notices.update("losses", step, found)
+                self.stream.lasting = self._notices.lasting("losses")
+            if math.isfinite(loss):
+                self.stream.origin = None
+
+    def _decide(self, findings: list[Finding], first: bool) -> None:
+        """What the first full look finds is so, and what two in a row do; warnings wait for the losses."""
+        if first:  # optimizers that have not stepped yet are not known
+            findings = [f for f in findings if f.cause is not Cause.NOT_IN_OPTIMIZER]
+        self._warned = any(f.severity is Severity.WARNING for f in findings)
+        if self.step < _COURSE or self.stream.losses.falling:
+            findings = [f for f in findings if f.severity is not Severity.WARNING]
+        causes = frozenset(finding.cause for finding in findings)
+        sure = causes if first else causes & (self._candidates | self._notices.lasting("exam"))
+        self._notices.update("exam", self.step, [f for f in findings if f.cause in sure])
+        self._candidates = causes
+        if causes - sure:
+            self._pace.insist()
+
+    def _review(self) -> None:
+        """Judge the course of the losses, and look again at what there were warnings of."""
+        self._next_course = 2 * self.step
+        self._notices.update("course", self.step, rules.judge_course(self.stream))
+        if self._warned and not self.stream.losses.falling:
+            self._pace.insist()
+
+    def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        if self._sink is not None:
+            self._sink.write(kind, step, values)
+
+    # whose training it is
+
+    def _is_ours(self, optimizer: Optimizer) -> bool:
+        ours = None if self._optimizer is None else self._optimizer()
+        if ours is None and optimizer not in self._others:
+            model = self._model()
+            own = set() if model is None else {id(p) for p in model.parameters()}
+            if own & _ids(optimizer):
+                ours, self._optimizer = optimizer, weakref.ref(optimizer)
+        if optimizer is not ours:
+            self._others.add(optimizer)
+        return optimizer is ours
+
+    def _held(self) -> frozenset[int]:
+        """The `id` of every parameter that some optimizer is known to step."""
+        ours = None if self._optimizer is None else self._optimizer()
+        known = [*self._others, *([] if ours is None else [ours])]
+        return frozenset().union(*map(_ids, known))
+
+
+class _Guarded:
+    """A session as a listener that never raises."""
+
+    def __init__(self, session: Session) -> None:
+        self.before_backward = session.guard(session.before_backward)
+        self.after_backward = session.guard(session.after_backward)
+        self.before_step = session.guard(session.before_step)
+        self.after_step = session.guard(session.after_step)
+
+
+def _ids(optimizer: Optimizer) -> frozenset[int]:
+    return frozenset(id(p) for group in optimizer.param_groups for p in group["params"])
+
+
+def _rate(optimizer: Optimizer) -> float | None:
+    """The largest learning rate; None where it is on a device."""
+    highest = 0.0
+    for group in optimizer.param_groups:
+        rate = group.get("lr")
+        if type(rate) is not float and not isinstance(rate, int):
+            return None
+        highest = max(highest, rate)
+    return highest
+
+
+def _compiled(model: nn.Module) -> bool:
+    return any(
+        type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in model.modules()
+    )
