@@ -67,6 +67,14 @@ def test_it_is_an_error_where_the_network_does_not_learn() -> None:
     assert "with the input standardized" in findings[Cause.UNSCALED_INPUT].evidence[-1]
 
 
+def test_constant_columns_do_not_hide_that_the_input_is_out_of_scale() -> None:
+    raw = 1e-4 * X
+    raw[:, 0] = 3.3e-5
+    findings = found(net(), partial(torch.optim.SGD, lr=0.01), raw, steps=100)
+    assert first(findings) == (Cause.UNSCALED_INPUT, ERROR)
+    assert "with the input standardized" in findings[Cause.UNSCALED_INPUT].evidence[-1]
+
+
 @pytest.mark.parametrize("setup", [{"loss_fn": CE}, {"step": penalized}])
 def test_steps_that_are_too_short_for_the_time_planned(setup: dict[str, Any]) -> None:
     crawling = partial(torch.optim.SGD, lr=1e-4)

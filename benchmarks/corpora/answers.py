@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 from benchmarks.corpora.cases import Json, Truth
 
@@ -46,7 +47,7 @@ class Answer:
         claims: the worst first, as the tool orders them.
         seconds: of the tool, in CPU time.
         step_seconds: of one plain forward and backward step of the case.
-        own_step: whether the loss has a weight penalty, so that the setup needs a function `step`.
+        own_step: whether the loss has a weight penalty.
         stand_in: whether the data only resemble the program's own.
     """
 
@@ -70,9 +71,9 @@ class Answer:
         return tuple(claim for claim in self.claims if claim.level >= Level.WARNING)
 
 
-def to_line(answer: Answer) -> str:
-    """One line of JSON, with its end."""
-    return json.dumps(asdict(answer)) + "\n"
+def to_line(found: Any) -> str:
+    """A record, such as an answer, as one line of JSON with its end."""
+    return json.dumps(asdict(found)) + "\n"
 
 
 def read(paths: Iterable[Path]) -> list[Answer]:
@@ -82,9 +83,12 @@ def read(paths: Iterable[Path]) -> list[Answer]:
 
 
 def _answer(row: Json) -> Answer:
-    known = row.pop("truth")
-    faults, parts = tuple(known.pop("faults")), tuple(known.pop("parts"))
     claims = [
         Claim(c["rule"], Level(c["level"]), tuple(c["parts"]), c["sentence"]) for c in row.pop("claims")
     ]
-    return Answer(truth=Truth(**known, faults=faults, parts=parts), claims=tuple(claims), **row)
+    return Answer(truth=to_truth(row.pop("truth")), claims=tuple(claims), **row)
+
+
+def to_truth(row: Json) -> Truth:
+    """What is known of a case, from plain data."""
+    return Truth(**{**row, "faults": tuple(row["faults"]), "parts": tuple(row["parts"])})

@@ -7,21 +7,24 @@ import io
 import resource
 import statistics
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from benchmarks.corpora.answers import Answer, Claim
 from benchmarks.corpora.cases import Json, Truth, builder, draw, penalized
 from benchmarks.timing import first_line, host_seconds
+
+Result = TypeVar("Result")
 
 MEMORY = 4 * 2**30
 """Bytes that a case and a tool may take."""
@@ -49,35 +52,44 @@ class Job:
     data: Path | None = None
 
 
-def prepare(tools: Iterable[str]) -> None:
-    """Have these tools loaded and warm in the process that jobs are forked from."""
+def prepare(tools: Iterable[str], *modules: str) -> None:
+    """Have these tools loaded and warm in the process that jobs are forked from, and modules loaded."""
     loaded = [f"benchmarks.corpora.tools.{tool}" for tool in tools]
-    get_context("forkserver").set_forkserver_preload([*loaded, "benchmarks.corpora.warm"])
+    get_context("forkserver").set_forkserver_preload([*modules, *loaded, "benchmarks.corpora.warm"])
 
 
-def run_all(jobs: Iterable[Job], limit: float, processes: int = 1) -> Iterator[Answer]:
+def run_all(
+    run: Callable[[Job, float], Result], jobs: Iterable[Job], limit: float, processes: int = 1
+) -> Iterator[Result]:
     """Run all jobs, in order; what takes more than `limit` seconds of wall time is ended."""
     pool = ThreadPoolExecutor(processes)
     try:
-        yield from pool.map(lambda job: run_one(job, limit), jobs)
+        yield from pool.map(lambda job: run(job, limit), jobs)
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupted run starts no further job
 
 
 def run_one(job: Job, limit: float) -> Answer:
-    """Run one job in a new process, forked from one that is prepared for its tool."""
+    """Let one tool look at one case."""
+    found = isolated(partial(answer, job), limit)
+    return found if isinstance(found, Answer) else Answer(job.truth, job.tool, "failed", found)
+
+
+def isolated(work: Callable[[], Result], limit: float) -> Result | str:
+    """What some work gives in a new process, forked from one that is prepared; or why it gives nothing."""
     context = get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(job, sender), daemon=True)
+    process = context.Process(target=_send, args=(work, sender), daemon=True)
     process.start()
     sender.close()
     try:
         if receiver.poll(limit):
-            return receiver.recv()  # type: ignore[no-any-return]
-        return Answer(job.truth, job.tool, "failed", f"too slow: more than {limit:g} s")
+            found: Result = receiver.recv()
+            return found
+        return f"too slow: more than {limit:g} s"
     except EOFError:
         process.join()
-        return Answer(job.truth, job.tool, "failed", f"its process died (exit code {process.exitcode})")
+        return f"its process died (exit code {process.exitcode})"
     finally:
         receiver.close()
         process.kill()
@@ -85,12 +97,12 @@ def run_one(job: Job, limit: float) -> Answer:
         process.close()
 
 
-def _send(job: Job, sender: Connection) -> None:
+def _send(work: Callable[[], object], sender: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        sender.send(answer(job))
+        sender.send(work())
 
 
 def answer(job: Job) -> Answer:

@@ -12,9 +12,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, median
+from typing import Protocol, TypeVar
 
 from benchmarks.corpora.answers import Answer, Level
-from benchmarks.corpora.cases import CONTROLS
+from benchmarks.corpora.cases import CONTROLS, Truth
 
 _Z = NormalDist().inv_cdf(0.975)
 
@@ -44,17 +45,31 @@ def wilson(share: float, units: float) -> Estimate:
     return Estimate(share, max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale), units)
 
 
-def by_group(answers: Iterable[Answer], score: Callable[[Answer], float]) -> list[float]:
+class Known(Protocol):
+    """What a tool has to do with a program: an answer, an outcome, a comparison."""
+
+    @property
+    def truth(self) -> Truth: ...
+    @property
+    def tool(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+
+
+Of = TypeVar("Of", bound=Known)
+
+
+def by_group(found: Iterable[Of], score: Callable[[Of], float]) -> list[float]:
     """The mean score of each group."""
     scores: dict[str, list[float]] = {}
-    for answer in answers:
-        scores.setdefault(answer.truth.group, []).append(score(answer))
+    for each in found:
+        scores.setdefault(each.truth.group, []).append(score(each))
     return [fmean(group) for group in scores.values()]
 
 
-def over_groups(answers: Iterable[Answer], score: Callable[[Answer], float]) -> Estimate:
+def over_groups(found: Iterable[Of], score: Callable[[Of], float]) -> Estimate:
     """The mean of the groups' means."""
-    shares = by_group(answers, score)
+    shares = by_group(found, score)
     return wilson(fmean(shares) if shares else math.nan, len(shares))
 
 

@@ -84,16 +84,16 @@ def coverage(answers: Sequence[Answer]) -> Iterator[str]:
         told = ", ".join(f"{count} {status}" for status, count in counts.items())
         yield (
             f"{tool}: {told}; {groups} groups, {sum(a.stand_in for a in own)} on stand-in data, "
-            f"{sum(a.own_step for a in own)} with a weight penalty (a function `step`)"
+            f"{sum(a.own_step for a in own)} with a weight penalty"
         )
 
 
-def _table(title: str, *headings: str) -> Table:
+def plain_table(title: str, *headings: str) -> Table:
     return Table(*headings, title=title, title_justify="left", box=SIMPLE_HEAD)
 
 
 def detection_table(shown: Sequence[View], title: str) -> Table:
-    table = _table(title, "tool", "alarm", "recall", "precision", "false alarms", *CONTROLS)
+    table = plain_table(title, "tool", "alarm", "recall", "precision", "false alarms", *CONTROLS)
     for view in shown:
         for name, level in LEVELS.items():
             found = detection(view.answers, level)
@@ -111,7 +111,7 @@ KINDS: dict[str, Callable[[Answer], bool]] = {
 
 def localization_table(shown: Sequence[View], title: str) -> Table:
     scores = ("hit at 1", "hit at 3", "1/rank", "rank", "labelled share", "parts named")
-    table = _table(title, "tool", "cases", "n", *scores)
+    table = plain_table(title, "tool", "cases", "n", *scores)
     for view in shown:
         for kind, wanted in KINDS.items():
             chosen = [a for a in view.answers if wanted(a)]
@@ -126,7 +126,7 @@ def localization_table(shown: Sequence[View], title: str) -> Table:
 def published_table(answers: Sequence[Answer], title: str) -> Table:
     """The published figures, and those of gradmend here on the same programs."""
     headings = ("by", "tool", "n", "noticed", "fault named", "gradmend here: alarm", "labelled part in 3")
-    table = _table(title, *headings)
+    table = plain_table(title, *headings)
     table.caption, table.caption_justify = "\n".join(map(": ".join, SOURCES.items())), "left"
     built = [a for a in answers if a.status != "not built"]
     ours = [a for a in built if a.tool == "gradmend"]
@@ -141,7 +141,7 @@ def published_table(answers: Sequence[Answer], title: str) -> Table:
 
 
 def time_table(shown: Sequence[View], title: str) -> Table:
-    table = _table(title, "tool", "cases", "median", "quartiles", "longest")
+    table = plain_table(title, "tool", "cases", "median", "quartiles", "longest")
     for view in shown:
         ratios = [a.seconds / a.step_seconds for a in view.answers if a.status == "ran"]
         if len(ratios) > 1:

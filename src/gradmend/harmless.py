@@ -72,6 +72,17 @@ def untrained(model: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
+def seed_noise(seed: int) -> None:
+    """Seed torch's random numbers, those of an accelerator only once it is in use.
+
+    `torch.manual_seed` notes a stack trace for each kind of accelerator that is not, which takes as long as a
+    step of a small network, and keeps it.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Spare Python's collector from walking over thousands of new records inside, again and again."""

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gradmend.anatomy import Anatomy, Site
-from gradmend.harmless import undisturbed, untouched
+from gradmend.harmless import seed_noise, undisturbed, untouched
 from gradmend.profile import Profile
 from gradmend.regime import Capacity, GroupReading, OptimizerReading, Regime
 from gradmend.setup import Batch, Setup, named_parameters, split
@@ -218,7 +218,7 @@ Gradients = dict[int, Tensor]
 
 
 def _gradients(setup: Setup, batch: Batch, seed: int = 0) -> Gradients:
-    torch.manual_seed(seed)
+    seed_noise(seed)
     loss = setup.loss(untouched(batch))
     wanted = [p for _, p in named_parameters(setup.model) if p.requires_grad]
     found = torch.autograd.grad(loss, wanted, allow_unused=True)
@@ -296,7 +296,7 @@ def _halved(trial: Setup, batch: Batch) -> tuple[float, float]:
 
 
 def _loss(setup: Setup, batch: Batch) -> float:
-    torch.manual_seed(0)
+    seed_noise(0)
     return setup.loss(untouched(batch)).item()  # with gradients, for losses that take some themselves
 
 
@@ -313,7 +313,7 @@ def _losses(trial: Setup, batch: Batch, steps: int) -> tuple[float, ...]:
     with undisturbed(trial.model):
         optimizer, losses = trial.build_optimizer(), []
         for step in range(steps + 1):
-            torch.manual_seed(step)
+            seed_noise(step)
             optimizer.zero_grad()
             loss = trial.loss(untouched(batch))
             loss.backward()  # type: ignore[no-untyped-call]

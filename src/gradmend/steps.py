@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradmend.harmless import untouched
+from gradmend.harmless import seed_noise, untouched
 from gradmend.setup import Batch, Setup, named_parameters
 from gradmend.updates import changes
 
@@ -26,7 +26,7 @@ def held(optimizer: Optimizer) -> list[nn.Parameter]:
 
 def seeded_loss(setup: Setup, batch: Batch) -> Tensor:
     """The loss with fixed noise, so that only the parameters tell two losses apart."""
-    torch.manual_seed(0)
+    seed_noise(0)
     return setup.loss(untouched(batch))
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from benchmarks.corpora.answers import Claim, Level
 from benchmarks.corpora.cases import draw, penalized
@@ -26,9 +29,11 @@ def check(case: Any, seed: int) -> list[Claim]:
 
 
 def setup(case: Any) -> Setup:
-    """The case as a setup: with its own loss function where the loss has no penalty of the weights."""
+    """The case as a setup: a penalty as weight decay where that is the same, else as part of the loss."""
     if not penalized(case):
         return Setup(case.model, loss_fn=case.loss_fn, optimizer=case.optimizer)
+    if decay := weight_decay(case):
+        return Setup(case.model, loss_fn=case.loss_fn, optimizer=partial(decayed, case.optimizer, decay))
 
     def step(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
@@ -36,6 +41,30 @@ def setup(case: Any) -> Setup:
         return loss
 
     return Setup(case.model, optimizer=case.optimizer, step=step)
+
+
+def weight_decay(case: Any) -> float | None:
+    """What a PyTorch program writes for the penalty: twice its factor, if it is that of all squared weights.
+
+    The gradient of the penalty is then that of the decay, which SGD and Adam add to the gradient of the loss.
+    """
+    penalties = {id(parameter): (l1, l2) for parameter, l1, l2 in case.model.penalties}
+    weights = {id(parameter) for parameter in case.model.parameters() if parameter.ndim > 1}
+    kinds = set(penalties.values())
+    if penalties.keys() != weights or len(kinds) != 1:
+        return None
+    ((l1, l2),) = kinds
+    return None if l1 else 2 * float(l2)
+
+
+def decayed(make: Callable[[Any], Optimizer], decay: float, parameters: Iterable[Tensor]) -> Optimizer:
+    """The optimizer with a group of its own for the weights, which decay; biases do not."""
+    optimizer = make(parameters)
+    (plain,) = optimizer.param_groups
+    weights = [parameter for parameter in plain["params"] if parameter.ndim > 1]
+    plain["params"] = [parameter for parameter in plain["params"] if parameter.ndim < 2]
+    optimizer.add_param_group({**plain, "params": weights, "weight_decay": decay})
+    return optimizer
 
 
 def planned(case: Any) -> int | None:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gradmend import stats
 from gradmend.anatomy import Anatomy, Site
-from gradmend.harmless import undisturbed, untouched
+from gradmend.harmless import seed_noise, undisturbed, untouched
 from gradmend.recorder import Call, Recorder
 from gradmend.samples import places, readable, real, samples_first
 from gradmend.setup import Batch, Setup
@@ -129,7 +129,7 @@ def rerun(setup: Setup, batch: Batch, change: Change) -> Traces | None:
     """
     eyes = _Eyes(change)
     with undisturbed(setup.model):
-        torch.manual_seed(0)
+        seed_noise(0)
         given = change.batch(untouched(batch))
         recorder = Recorder(setup.model, eyes.before, eyes.after)
         try:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from gradmend.causes import Cause
 from gradmend.diagnosis.finding import Diagnosis, Finding, Severity
-from gradmend.harmless import undisturbed, untouched
+from gradmend.harmless import seed_noise, undisturbed, untouched
 from gradmend.profile import Profile
 from gradmend.readout import lower
 from gradmend.setup import Batch, Setup, named_parameters
@@ -41,6 +42,11 @@ _WELL, _LEARNS, _FAR_BETTER = 0.5, 0.2, 3.0
 
 Of 125 small programs and mutations of them, trained in full, nearly all that end near the best of their kind
 have a fit above 0.2, and nearly all that end below half of it have one below 0.1.
+"""
+
+_HOPELESS, _RISEN = 0.003, 0.1
+"""What fits no better after half of the steps is given up: what learns in the end has ten times this by then.
+A loss that rose by more than this share shows that still longer steps are too long as well.
 """
 
 _BLAMED = 3
@@ -187,21 +193,24 @@ class _Trial:
         cost = sum(p.numel() for p in setup.model.parameters()) * max(len(batch[-1]) for batch in batches)
         self.steps = _MORE if cost <= _LITTLE else _STEPS
         self.end = time.process_time() + _SECONDS
+        self.too_long: dict[tuple[object, object], float] = {}
 
     def best(self, attempt: Attempt, enough: float, planned: int | None = None) -> float | None:
         """The best fit at any of the rates, or the first that is enough. None if out of time."""
         found: list[float] = []
+        steps = self.steps if planned is None else min(self.steps, planned)
         for multiple in attempt.multiples:
             if time.process_time() > self.end:
                 break
-            steps = self.steps if planned is None else min(self.steps, planned)
             found.append(self.fit(attempt, multiple, steps))
             if found[-1] >= enough:
                 break
         return max(found, default=None)
 
     def fit(self, attempt: Attempt, multiple: float, steps: int) -> float:
-        """The fit after some steps; 0 where they do not lower the loss."""
+        """The fit after some steps; 0 where they do not lower the loss, or shorter ones were too long."""
+        if multiple >= self.too_long.get((attempt.make, attempt.feed), math.inf):
+            return 0.0
         return self.after(attempt, multiple, steps, self.batches, _told_apart) or 0.0
 
     def after(
@@ -222,26 +231,33 @@ class _Trial:
                 fed = attempt.feed(batches)
                 with undisturbed(trial.model):
                     together = _together(fed)
-                    before = _loss(trial, together)
-                    _step(trial, fed, multiple, steps)
-                    return look(trial, together) if _loss(trial, together) < before else None
+                    before, walk = _loss(trial, together), _walk(trial, fed, multiple)
+                    deque(islice(walk, steps // 2), maxlen=0)
+                    if _told_apart(trial, fed[0]) >= _HOPELESS or steps == 1:
+                        deque(islice(walk, steps - steps // 2), maxlen=0)
+                    loss = _loss(trial, together)
+                    if not loss <= before + _RISEN * abs(before):
+                        self.too_long[attempt.make, attempt.feed] = multiple
+                    return look(trial, together) if loss < before else None
         except Exception:  # argument checks, assertions
             return None
 
 
-def _step(trial: Setup, batches: Sequence[Batch], multiple: float, steps: int) -> None:
+def _walk(trial: Setup, batches: Sequence[Batch], multiple: float) -> Iterator[None]:
+    """Step on the batches, over and over, at a multiple of the rate."""
     optimizer = trial.build_optimizer()
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] * multiple
     held = [p for group in optimizer.param_groups for p in group["params"]]
-    for seed, batch in enumerate(islice(cycle(batches), steps)):
-        torch.manual_seed(seed)
+    seed_noise(0)
+    for batch in cycle(batches):
         optimizer.zero_grad()
         loss = trial.loss(untouched(batch))
         loss.backward()  # type: ignore[no-untyped-call]
         if trial.gradient_transform is not None:
             trial.gradient_transform(held)
         optimizer.step()
+        yield
 
 
 def _together(batches: Sequence[Batch]) -> Batch:
@@ -265,7 +281,7 @@ def _own_and_others(setup: Setup, batch: Batch, count: int) -> tuple[float, list
 
 @torch.no_grad()
 def _loss(setup: Setup, batch: Batch) -> float:
-    torch.manual_seed(0)
+    seed_noise(0)
     return setup.loss(untouched(batch)).item()
 
 
@@ -363,6 +379,10 @@ def _attempts(profile: Profile, most: float) -> Iterator[Attempt]:
     yield Attempt((size, Cause.SYMMETRIC_WEIGHTS), "weights drawn afresh", _LENGTHS, make=_drawn)
 
 
+_CONSTANT = 1e-5
+"""A column that deviates by no more than this share of its mean is a constant, rounded."""
+
+
 def _amounts(profile: Profile) -> bool:
     """Whether the targets are numbers far from the size that a fresh network puts out."""
     contract = profile.contract
@@ -387,8 +407,9 @@ def _standardized(batches: Sequence[Batch], member: int) -> Sequence[Batch]:
         return batches
     every = torch.cat(parts)
     axes = (0,) if every.dim() < 3 else tuple(range(every.dim()))
-    mean, deviation = every.mean(axes, keepdim=True), every.std(axes, keepdim=True).clamp_min(1e-12)
-    changed = [(part - mean) / deviation for part in parts]
+    deviation, mean = torch.std_mean(every, axes, keepdim=True)
+    constant = deviation <= _CONSTANT * (mean.abs() + deviation)
+    changed = [((part - mean) / deviation).where(~constant, 0.0) for part in parts]
     place = member % len(batches[0])
     return [(*batch[:place], part, *batch[place + 1 :]) for batch, part in zip(batches, changed, strict=True)]
 

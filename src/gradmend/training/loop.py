@@ -17,6 +17,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gradmend.errors import SetupError
+from gradmend.harmless import seed_noise
 from gradmend.setup import Batch, Setup
 from gradmend.training.evaluation import Tally
 
@@ -176,7 +177,7 @@ def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Random numbers of torch by `seed`; its global state returns afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        seed_noise(seed)
         yield
 
 

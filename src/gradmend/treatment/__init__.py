@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +13,9 @@ from rich.text import Text
 from gradmend.console import Printable, lines, number, plain_data
 from gradmend.data import as_batches, check_batch
 from gradmend.diagnosis import Diagnosis, Severity, diagnose
-from gradmend.layers import definitions
-from gradmend.remedies import SEED, Change
+from gradmend.remedies import Change
+from gradmend.remedies.code import code
 from gradmend.setup import Batch, Budget, Setup
-from gradmend.surgery import Edit
 from gradmend.training import Trial, best_threads
 from gradmend.treatment.plans import UNTREATED
 from gradmend.treatment.search import Search
@@ -68,11 +65,8 @@ class Treatment(Printable):
         return (*left, *(place + f.cause.illness.cure for place, f in zip(places, errors, strict=True)))
 
     def code(self) -> str:
-        """The changes as Python, to be run on `model` (and `optimizer`) without gradmend."""
-        if not self.changes:
-            return ""
-        text = "\n\n".join(f"# {change.text}\n{_seeded(_loops(change.edits))}" for change in self.changes)
-        return f"{definitions(text)}\n{text}\n"
+        """The changes as Python, to be run on `model` (and `optimizer`, `loss_fn`) without gradmend."""
+        return code(self.changes)
 
     def __rich__(self) -> RenderableType:
         style = "bold green" if self.after.healthy else "bold red"
@@ -104,25 +98,6 @@ def _table(trials: Sequence[Trial]) -> Table:
         accuracy = "-" if trial.accuracy is None else f"{trial.accuracy:.1%}"
         table.add_row(trial.label, str(len(trial.losses)), number(trial.final_loss), accuracy)
     return table
-
-
-def _seeded(code: str) -> str:
-    """Weights are drawn as `mend` drew them."""
-    return f"torch.manual_seed({SEED})\n{code}" if "set_weight(" in code else code
-
-
-def _loops(edits: Sequence[Edit]) -> str:
-    """The code of the edits; runs of edits that differ only in their place become one loop."""
-    templates = [
-        (edit.code.replace(f'"{edit.where}"', "name") if edit.where else edit.code) for edit in edits
-    ]
-    parts = []
-    for template, run in itertools.groupby(zip(templates, edits, strict=True), key=lambda pair: pair[0]):
-        group = [edit for _, edit in run]
-        names = textwrap.fill(" ".join(edit.where for edit in group), 88, break_long_words=False)
-        loop = f'for name in """\\\n{names}\n""".split():\n{textwrap.indent(template, "    ")}'
-        parts += [loop] if len(group) > 1 and group[0].where else [edit.code for edit in group]
-    return "\n".join(parts)
 
 
 def mend(
@@ -168,12 +143,12 @@ def mend(
         return Treatment(setup, (), before, before, ())
     setup.build_optimizer()  # without one there is nothing to try
     with best_threads(setup, given[:1]):
-        search = Search(setup, given, budget or Budget(), say)
-        if before.healthy and search.learns(steps):
+        search = Search(setup, given, budget or Budget(), say, steps)
+        if before.healthy and search.learns():
             return Treatment(setup, (), before, before, ())
         changes = search.run(before)
         mended = changes[-1].setup if changes else setup
-        after = diagnose(mended, given, steps=steps) if changes else before
+        after = search.diagnosis(search.best) if changes else before
     return Treatment(mended, changes, before, after, tuple(dict.fromkeys(search.trials.values())))
 
 

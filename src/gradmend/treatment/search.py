@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 import random
+import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import cast
 
 from gradmend.causes import Cause
-from gradmend.diagnosis import Diagnosis, look
+from gradmend.diagnosis import Diagnosis, diagnose, look
 from gradmend.errors import GradmendError, NoEffectWarning
 from gradmend.readout import lower
 from gradmend.remedies import (
@@ -22,27 +20,39 @@ from gradmend.remedies import (
     DepthRates,
     LearningRate,
     Remedy,
+    RescaleOutput,
     StandardizeInput,
     Tailor,
     UseOptimizer,
     anatomy_of,
 )
 from gradmend.setup import Batch, Budget, Setup
-from gradmend.training import Trial, run_trial
+from gradmend.training import Trial
 from gradmend.training.evaluation import evaluate, fit
-from gradmend.treatment.plans import Plan, cost, describe, joined, kind
+from gradmend.treatment.plans import Plan, cost, describe, joined
+from gradmend.treatment.run import Run
+from gradmend.treatment.structures import extensions, structures
 
-_LOOKS, _ALIKE, _STRUCTURES, _TOGETHER, _SPEEDS, _ENTRANTS = 14, 2, 3, 4, 3, 8
-"""Plans looked at; kept of one set of kinds, and in all; remedies in one; ways to train it; entrants."""
+_SPEEDS, _ENTRANTS = 3, 6
+"""Ways to train a structure; entrants of the race."""
 
-_TUNED = 2
-"""Learning rates are found for so many of the best structures: that takes as long as a trial or two."""
+_RUNGS = {4: 0.2, 2: 0.4, 1: 0.8}
+"""Trials are looked at after a quarter of the budget's steps, a half, and all.
 
-_RUNGS = (4, 2, 1)
-"""Trials take a quarter of the budget's steps, a half, and all; each time the better half goes on."""
+What has less than this share of what is enough by then will not get there.
+"""
+
+_BEHIND = 0.5
+"""What scores less than this share of the best at a rung is out."""
+
+_ENOUGH, _NEARLY = 0.9, 0.85
+"""What scores so well is good enough, whatever others do. Beyond the second no better rate is looked for."""
 
 _TOLERANCE = 0.05
 """A plan may lose this share of the best gain and still win by changing less."""
+
+_REDUCTIONS = 3
+"""So many ways to take away from a plan are tried, if what is left proves no good in the end."""
 
 _KEPT = 8
 """So many changed copies of the setup are kept for further trials."""
@@ -50,8 +60,11 @@ _KEPT = 8
 _VERY_DEEP = 100
 """In so many layers and more those between the first and the last must learn more slowly."""
 
-_LEARNS = 0.5
-"""A setup without errors that scores so well in a trial is left alone, whatever the prognosis says."""
+_LEARNS, _LEARNS_WELL = 0.3, 0.8
+"""A setup without errors that scores so well is left alone; the second after all steps that are planned."""
+
+_BEGUN = 0.25
+"""With less than this share of it after a trial's steps, more of them are not waited for."""
 
 _PATIENCE = 4
 """So many times a trial's steps are tried of a setup without errors."""
@@ -59,13 +72,25 @@ _PATIENCE = 4
 _COST_OF_CURE = 0.1
 """What a plan may lose in score by curing a contradiction: new output units have to be learnt, too."""
 
+_HALF = 0.5
+"""What scores less does not learn much, whatever it has cured."""
+
 _CONTRADICTIONS = frozenset(
     cause for cause in Cause if cause.illness.part in ("output", "loss", "labels", "wiring")
 )
 """A setup may learn in spite of these, but not what was meant."""
 
-_FIRM: Plan = (StandardizeInput(), Tailor(), UseOptimizer("Adam"))
+_FIRM: Plan = (StandardizeInput(), RescaleOutput(), Tailor(), UseOptimizer("Adam"))
 """Nearly all that trains at all trains with these: what to fall back on, to be reduced to what is needed."""
+
+
+def _share(share: float, score: float) -> float:
+    """So much of a score, or below a negative one as far.
+
+    >>> _share(0.5, 0.8), _share(0.5, -1.0)
+    (0.4, -1.5)
+    """
+    return score - (1 - share) * abs(score)
 
 
 class TimeIsUp(Exception):
@@ -80,12 +105,21 @@ class Search:
         batches: the last fifth is held back from the trials, where there are five or more.
         budget: of each trial in steps, of the whole in seconds and trials.
         say: is told what is being done.
+        planned: how many optimizer steps are planned, if that is known.
     """
 
     def __init__(
-        self, setup: Setup, batches: Sequence[Batch], budget: Budget, say: Callable[[str], None]
+        self,
+        setup: Setup,
+        batches: Sequence[Batch],
+        budget: Budget,
+        say: Callable[[str], None],
+        planned: int | None = None,
     ) -> None:
         self.setup = setup
+        self.given = batches
+        self.planned = planned
+        self.patience = min(planned or sys.maxsize, _PATIENCE * budget.steps)
         self.seen = list(batches[: max(1, len(batches) - len(batches) // 5)])
         self.held = list(batches[len(self.seen) :]) or self.seen
         self.budget = budget
@@ -93,15 +127,28 @@ class Search:
         self.until = perf_counter() + budget.seconds
         self.trials: dict[tuple[Plan, int, int], Trial] = {}
         self.best: Plan = ()
+        self.firm: Plan = ()
         self.treatable = frozenset[Cause]()
         self._found: dict[Plan, Remedy] = {}
         self._cured: dict[Plan, bool] = {}
+        self._refuted = set[Plan]()
+        self._diagnosed: dict[Plan, Diagnosis] = {}
         self._applied: dict[Plan, tuple[Change, ...]] = {}
+        self._concrete: dict[Plan, Plan] = {}
+        self._runs: dict[tuple[Plan, int], Run] = {}
 
-    def learns(self, planned: int | None) -> bool:
+    def learns(self) -> bool:
         """Whether the setup learns as it is, in the steps that are planned, if the budget allows so many."""
-        steps = min(planned or self.budget.steps, _PATIENCE * self.budget.steps)
-        return self.score((), steps) >= _LEARNS
+        enough = _LEARNS_WELL if self.planned else _LEARNS
+        soon = self.score((), min(self.budget.steps, self.patience))
+        return soon >= enough or (soon >= _BEGUN * enough and self.score((), self.patience) >= enough)
+
+    def diagnosis(self, plan: Plan) -> Diagnosis:
+        """Of the setup after a plan."""
+        if plan not in self._diagnosed:
+            self.say(f"measuring after {describe(plan)}")
+            self._diagnosed[plan] = diagnose(self.apply(plan)[-1].setup, self.given, steps=self.planned)
+        return self._diagnosed[plan]
 
     def run(self, before: Diagnosis) -> tuple[Change, ...]:
         """Gather plans, race them, take away what is not needed, confirm; interrupted, the best so far."""
@@ -118,10 +165,12 @@ class Search:
         better = filter(self.better, [*finalists, *self.tuned(finalists)])
         for plan in sorted(better, key=self.rank):
             self.best = plan
-            for less in dict.fromkeys((self.reduced(plan), self.concrete(plan))):
+            for _ in range(_REDUCTIONS):
+                less = self.reduced(plan)
                 if self.confirmed(less):
                     self.best = less
                     return
+                self._refuted.add(less)
         self.best = ()
 
     def leader(self) -> Plan:
@@ -143,57 +192,25 @@ class Search:
             return []
         start = look(self.setup, self.seen)
         repairs, repaired = self.repairs(start, usable)
-        structures = list(self.structures(repairs, repaired, usable)) or [repairs]
+        shapes = list(structures(repairs, repaired, usable, self.look)) or [repairs]
         speeds = list(self.speeds(causes - start.causes, usable))
-        plans = [joined(structure, speed) for speed in speeds for structure in structures][:_ENTRANTS]
+        plans = [joined(structure, speed) for speed in speeds for structure in shapes][:_ENTRANTS]
         deep = (DepthRates(),) if len(anatomy.weighted()) > _VERY_DEEP else ()
         firm = joined(repairs, (r for r in (*_FIRM, *deep) if r.applies_to(self.setup, anatomy)))
-        return [plan for plan in dict.fromkeys([*plans, firm]) if plan]
+        self.firm = self.concrete(firm)
+        return [plan for plan in dict.fromkeys([*map(self.concrete, plans), self.firm]) if plan]
 
     def repairs(self, start: Diagnosis, usable: Sequence[Remedy]) -> tuple[Plan, Diagnosis]:
         """What resolves the contradictions, one after the other, and what one step shows then."""
         plan, diagnosis = cast(Plan, ()), start
         while wrong := diagnosis.causes & self.treatable & _CONTRADICTIONS:
-            looks = ((more, self.look(more)) for more in self.extensions(plan, wrong, usable))
+            looks = ((more, self.look(more)) for _, more in extensions(plan, wrong, usable))
             good = ((more, found) for more, found in looks if found and not wrong <= found.causes)
             step = next(good, None)
             if step is None:
                 break
             plan, diagnosis = step
         return plan, diagnosis
-
-    def structures(self, base: Plan, start: Diagnosis, usable: Sequence[Remedy]) -> Iterator[Plan]:
-        """What cures all that one step shows, the least intrusive first, by looking at copies."""
-        treatable = frozenset[Cause]().union(*(remedy.treats for remedy in usable))
-        order, full = itertools.count(), Counter[frozenset[str]]()
-        queue: list[tuple[int, int, Plan, Diagnosis]] = [(cost(base), next(order), base, start)]
-        seen, looks = set[Plan](), 0
-        while queue and looks < _LOOKS and full.total() < _STRUCTURES:
-            *_, plan, diagnosis = heapq.heappop(queue)
-            left = diagnosis.causes & treatable
-            if not left:
-                kinds = frozenset(map(kind, plan))
-                full[kinds] += 1
-                if full[kinds] <= _ALIKE:
-                    yield plan
-                continue
-            for more in self.extensions(plan, left, usable):
-                if more in seen or full[frozenset(map(kind, more))] >= _ALIKE or looks >= _LOOKS:
-                    continue
-                seen.add(more)
-                looks += 1
-                if found := self.look(more):
-                    worse = len(found.causes & treatable) - len(left)
-                    heapq.heappush(queue, (cost(more) + max(0, worse), next(order), more, found))
-
-    @staticmethod
-    def extensions(plan: Plan, left: frozenset[Cause], usable: Sequence[Remedy]) -> list[Plan]:
-        """The plan with one more remedy that treats what is found first, of a kind not used yet."""
-        if len(plan) == _TOGETHER:
-            return []
-        used = {kind(remedy) for remedy in plan}
-        first = next(cause for cause in Cause if cause in left)
-        return [joined(plan, (r,)) for r in usable if first in r.treats and kind(r) not in used]
 
     @staticmethod
     def speeds(hidden: frozenset[Cause], usable: Sequence[Remedy]) -> Iterator[Plan]:
@@ -240,14 +257,23 @@ class Search:
         for rung in _RUNGS:
             steps = max(1, self.budget.steps // rung)
             scores = {plan: self.score(plan, steps) for plan in plans}
-            plans = sorted(plans, key=lambda plan: -scores[plan])[: max(2, math.ceil(len(plans) / 2))]
+            best = max(scores.values(), default=0.0)
+            better = sorted(plans, key=lambda plan: -scores[plan])[: max(2, math.ceil(len(plans) / 2))]
+            plans = [plan for plan in better if scores[plan] >= _share(_BEHIND, best)]
         return list(plans)
 
     def tuned(self, plans: Sequence[Plan]) -> list[Plan]:
-        """The structures of the best plans, each with a learning rate that is found for it."""
-        structures = [tuple(r for r in plan if not isinstance(r, UseOptimizer)) for plan in plans]
-        rates = [joined(structure, (LearningRate(),)) for structure in structures]
-        return [plan for plan in dict.fromkeys(rates) if plan not in plans][:_TUNED]
+        """The structures of the best plan and of the fallback, each with a learning rate found for it.
+
+        None where a plan is nearly good enough as it is.
+        """
+        if any(self.cures(plan) and self.score(plan) >= _NEARLY for plan in plans):
+            return []
+        helping = [plan for plan in plans if self.better(plan)][:1]
+        chosen = filter(None, [*helping, self.firm])
+        shapes = [tuple(r for r in plan if not isinstance(r, UseOptimizer)) for plan in chosen]
+        rates = [joined(shape, (LearningRate(),)) for shape in shapes]
+        return [plan for plan in dict.fromkeys(rates) if plan not in plans]
 
     def better(self, plan: Plan) -> bool:
         """Whether a plan trains clearly better than the setup as it is, or cures it at no cost."""
@@ -270,36 +296,55 @@ class Search:
 
     def good(self, plan: Plan) -> bool:
         """Whether a plan cures and scores well enough."""
-        return self.cures(plan) and self.score(plan) >= self.bound()
+        return plan not in self._refuted and self.cures(plan) and self.score(plan) >= self.bound()
 
     def bound(self) -> float:
-        """The least score that is enough: about that of the best, or where contradictions go, no loss."""
-        own = self.score(())
+        """The least score that is enough: about that of the best; or, if contradictions go, no loss."""
+        own, highest = self.score(()), self.highest()
+        best = min(_ENOUGH, highest - _TOLERANCE * (highest - own))
         if self.treatable and self.treatable <= _CONTRADICTIONS:
-            return own - _COST_OF_CURE
+            return min(best, max(_HALF, own - _COST_OF_CURE))
+        return best
+
+    def highest(self) -> float:
+        """The best score after all steps of the budget."""
         full = [plan for plan, steps, _ in self.trials if steps == self.budget.steps and self.cures(plan)]
-        highest = max(map(self.score, full), default=own)
-        return highest - _TOLERANCE * (highest - own)
+        return max(map(self.score, full), default=self.score(()))
 
     def reduced(self, plan: Plan) -> Plan:
-        """Take away each remedy without which the setup trains as well."""
+        """Take away one remedy after the other, as long as there is one without which it trains as well."""
         plan = self.concrete(plan)
-        for remedy in sorted(plan, key=lambda remedy: -remedy.intrusion):
-            rest = tuple(other for other in plan if other is not remedy)
-            if rest and self.good(rest):
-                plan = rest
-        return plan
+        rests = (tuple(r for r in plan if r is not out) for out in sorted(plan, key=lambda r: -r.intrusion))
+        less = next((rest for rest in rests if rest and self.reaches(rest)), None)
+        return plan if less is None else self.reduced(less)
+
+    def reaches(self, plan: Plan) -> bool:
+        """Whether a plan is good, or gets as far as the best in all the steps that are planned.
+
+        It is seen early where it is far from that.
+        """
+        for rung, share in _RUNGS.items():
+            if self.score(plan, max(1, self.budget.steps // rung)) < _share(share, self.bound()):
+                return False
+        return plan not in self._refuted and (self.good(plan) or self.catches_up(plan))
+
+    def catches_up(self, plan: Plan) -> bool:
+        """Whether a plan is slower than the best, and still healthy and as good in the end."""
+        if not self.planned or self.patience <= self.budget.steps or not self.cures(plan):
+            return False
+        late = self.score(plan, self.patience)
+        return late >= min(_ENOUGH, self.highest()) and self.diagnosis(plan).healthy
 
     def concrete(self, plan: Plan) -> Plan:
-        """The same plan with what its remedies found, such as a learning rate."""
-        found = tuple(change.remedy for change in self.apply(plan))
-        known = {key: trial for key, trial in self.trials.items() if key[0] == plan}
-        self.trials |= {(found, *key[1:]): trial for key, trial in known.items()}
-        return found
+        """The same plan with what its remedies found, such as a learning rate, and without idle ones."""
+        if plan not in self._concrete:
+            self._concrete[plan] = tuple(change.remedy for change in self.apply(plan))
+        return self._concrete[plan]
 
     def confirmed(self, plan: Plan) -> bool:
         """Whether a plan stays as good for twice as many steps, in another order and with other numbers."""
-        return self.score(plan, 2 * self.budget.steps, seed=1) >= self.bound()
+        share = 1.0 if self.score(plan) >= self.bound() else _RUNGS[1]  # what is slower arrives later
+        return self.score(plan, 2 * self.budget.steps, seed=1) >= _share(share, self.bound())
 
     def score(self, plan: Plan, steps: int | None = None, seed: int = 0) -> float:
         """How well held-back samples fit after a trial: -1 to 1; without targets, how far the loss fell."""
@@ -313,18 +358,24 @@ class Search:
 
     def trial(self, plan: Plan, steps: int, seed: int = 0) -> Trial:
         """Train a copy; the same plan is not tried twice."""
-        key = (plan, steps, seed)
+        key = (self.concrete(plan), steps, seed)
         if key not in self.trials:
             self.pause()
             self.say(f"trying {describe(plan)}")
-            changes = self.apply(plan)
-            setup = changes[-1].setup if changes else self.setup
-            budget = Budget(steps, max(1.0, self.until - perf_counter()))
-            order = random.Random(seed).sample(self.seen, len(self.seen)) if seed else self.seen
-            self.trials[key] = run_trial(
-                setup, order, budget, label=describe(plan), seed=seed, judge=self.judge
-            )
+            run = self.run_of(key[0], seed)
+            run.train(steps, max(1.0, self.until - perf_counter()))
+            self.trials[key] = run.trial(describe(key[0]), self.judge)
         return self.trials[key]
+
+    def run_of(self, plan: Plan, seed: int) -> Run:
+        """A copy that trains with a plan: one that has begun, if it is still kept."""
+        if (plan, seed) not in self._runs:
+            changes = self.apply(plan)
+            order = random.Random(seed).sample(self.seen, len(self.seen)) if seed else self.seen
+            self._runs[plan, seed] = Run(changes[-1].setup if changes else self.setup, order, seed)
+            if len(self._runs) > _KEPT:
+                del self._runs[next(iter(self._runs))]
+        return self._runs[plan, seed]
 
     def judge(self, trained: Setup) -> float | None:
         """How well held-back samples fit, and where there are classes, how many of them are right: the mean.
