@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gradmend.setup import Budget, Setup
     from gradmend.training import History, train
     from gradmend.treatment import Treatment, mend
+    from gradmend.watch import Notice, Watch
 
 _HOMES = {
     "Budget": "setup",
@@ -26,9 +27,11 @@ _HOMES = {
     "Finding": "diagnosis",
     "GradmendError": "errors",
     "History": "training",
+    "Notice": "watch",
     "Profile": "profile",
     "Setup": "setup",
     "Treatment": "treatment",
+    "Watch": "watch",
     "diagnose": "diagnosis",
     "measure": "probe",
     "mend": "treatment",
@@ -42,9 +45,11 @@ __all__ = [
     "Finding",
     "GradmendError",
     "History",
+    "Notice",
     "Profile",
     "Setup",
     "Treatment",
+    "Watch",
     "diagnose",
     "measure",
     "mend",

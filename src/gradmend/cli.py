@@ -38,7 +38,10 @@ app = typer.Typer(
 )
 
 TargetArgument = Annotated[
-    str, typer.Argument(metavar="TARGET", help="file.py:name (a model, a Setup, or a function), or a recipe.")
+    str,
+    typer.Argument(
+        metavar="TARGET", help="file.py:name (a model, a Setup, or a function), model.keras, or a recipe."
+    ),
 ]
 DataOption = Annotated[
     str | None, typer.Option(help="digits, mnist, fashion-mnist, table.csv:COLUMN, arrays.npz, file.py:name.")
@@ -129,7 +132,7 @@ def mend(
             show(treatment.before, "")
         show(treatment)
         if not as_json and treatment.changes:
-            show("", "The same in your own code:", "", treatment.code())
+            show("", "The same in your own code:", "", found.code(treatment.changes))
         if ordered is not None:
             typed = [part for part, given in (("loss", loss), ("optimizer", optimizer)) if given is not None]
             lines = ordered.fill(found.setup, treatment, batches[0], typed, seed)

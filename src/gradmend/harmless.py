@@ -79,7 +79,7 @@ def seed_noise(seed: int) -> None:
     step of a small network, and keeps it.
     """
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
 
 

@@ -27,6 +27,9 @@ def run(
     journal: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Record the training, such as in run.gradmend.")
     ] = None,
+    treat: Annotated[
+        bool, typer.Option("--treat", help="Act on findings that can be treated while it runs, and say so.")
+    ] = False,
 ) -> None:
     """Run a training script as it is and watch it: findings as they appear, and a summary, on stderr.
 
@@ -35,16 +38,17 @@ def run(
     if not module and not Path(script).exists():
         near = [str(path) for path in sorted(Path(script).parent.glob("*.py"))]
         raise TargetError(f"There is no file {script!r}. {suggest(script, near)}")
-    start(["-m", script] if module else [script], arguments or [], journal)
+    start(["-m", script] if module else [script], arguments or [], journal, treat)
 
 
-def start(script: list[str], arguments: list[str], journal: Path | None) -> NoReturn:
+def start(script: list[str], arguments: list[str], journal: Path | None, treat: bool = False) -> NoReturn:
     """Become a Python that runs the script and watches it.
 
     Args:
         script: what to tell Python: a file, or `-m` and a module.
         arguments: of the script.
         journal: to record to.
+        treat: whether to act on what is found.
     """
     command = [sys.executable, *script, *arguments]
     original = os.environ.get("PYTHONPATH", "")
@@ -53,6 +57,7 @@ def start(script: list[str], arguments: list[str], journal: Path | None) -> NoRe
         "GRADMEND_PYTHONPATH": original,
         "GRADMEND_COMMAND": join(["python", *command[1:]]),
         "GRADMEND_JOURNAL": "" if journal is None else str(journal.absolute()),
+        "GRADMEND_TREAT": "1" if treat else "",
     }
     sys.stdout.flush()
     os.execve(sys.executable, command, {**os.environ, **told})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +22,8 @@ from torch.optim import Optimizer
 from gradmend.data import Data, as_batches, load
 from gradmend.errors import DataError, SetupError, TargetError, suggest
 from gradmend.lines import remember_lines
+from gradmend.remedies import Change
+from gradmend.remedies.code import code
 from gradmend.setup import Batch, OptimizerFactory, Setup
 from gradmend.zoo import RECIPES, recipe
 
@@ -54,6 +56,7 @@ class Target:
         batch_size: rows per batch where `data` is not batched yet, as typed or as its recipe suggests.
         epochs: as typed, or as its recipe suggests.
         notes: what was assumed, in words.
+        code: writes changes as code of the framework that the model is of, where that is not torch.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Target:
     batch_size: int
     epochs: int
     notes: tuple[str, ...]
+    code: Callable[[Sequence[Change]], str] = code
 
     def batches(self, limit: int | None = None) -> list[Batch]:
         """The training data in batches, in a fixed shuffled order."""
@@ -91,7 +95,7 @@ def find(target: str, wishes: Wishes) -> Target:
     """The setup and the data that `target` and the options name.
 
     Args:
-        target: `file.py:name`, or the name of a shipped recipe.
+        target: `file.py:name`, a saved `model.keras`, or the name of a shipped recipe.
 
     Raises:
         TargetError: if it cannot be found, imported or used.
@@ -99,7 +103,8 @@ def find(target: str, wishes: Wishes) -> Target:
     """
     device = _device(wishes.device)
     torch.manual_seed(wishes.seed)
-    found = _recipe(target, wishes) if target in RECIPES else _file_target(target, wishes)
+    kind = _recipe if target in RECIPES else _saved if target.endswith(".keras") else _file_target
+    found = kind(target, wishes)
     setup = replace(found.setup, model=found.setup.model.to(device))
     return replace(found, setup=setup, data=_moved(found.data, device))
 
@@ -111,6 +116,20 @@ def _recipe(name: str, wishes: Wishes) -> Target:
     made = recipe(name, data=wishes.data, seed=wishes.seed, **length, **changes)
     setup, notes = _completed(made.setup, None, wishes, made.data)
     return Target(name, setup, made.data, made.batch_size, made.epochs, notes)
+
+
+def _saved(target: str, wishes: Wishes) -> Target:
+    from gradmend.integrations.keras.saved import read_saved
+
+    saved = read_saved(target)
+    if wishes.data is None:
+        raise DataError(f"What data shall {target} see? Type --data digits, arrays.npz or FILE.py:NAME.")
+    file, name = _split(wishes.data)
+    data = _rows(import_file(file, wishes.data), name) if file.endswith(".py") else load(wishes.data)
+    data = saved.fitting(data) if isinstance(data, Data) else data
+    setup, notes = _completed(saved.setup(), None, wishes, data)
+    length = wishes.batch_size or _ROWS, wishes.epochs or _EPOCHS
+    return Target(target, setup, data, *length, (*saved.notes, *notes), saved.code)
 
 
 def _file_target(target: str, wishes: Wishes) -> Target:

@@ -13,20 +13,23 @@ from gradmend.journal import Journal, JournalError, Recording
 __all__ = ["attach"]
 
 
-def attach(journal: str, command: str) -> None:
+def attach(journal: str, command: str, treat: bool = False) -> None:
     """Watch every training of this process from now on, and sum up on standard error at its end.
 
-    Of a training on several processes the first is watched. A journal that cannot be written is said, and
-    the training goes on.
+    Of a training on several processes each is watched, and the first one speaks for all. A journal that
+    cannot be written is said, and the training goes on.
 
     Args:
         journal: the file to record to; nothing if it is empty.
         command: that was typed.
+        treat: whether to act on what is found.
     """
     if os.environ.get("RANK", "0") == "0":
         sys.excepthook = without_us(sys.excepthook)
         recording = _recording(journal, command)
-        atexit.register(_end, Trainings(recording), recording, os.getpid())
+        atexit.register(_end, Trainings(recording, treat), recording, os.getpid())
+    else:
+        atexit.register(Trainings(None).end)
 
 
 def _end(trainings: Trainings, recording: Recording | None, process: int) -> None:

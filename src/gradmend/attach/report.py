@@ -48,7 +48,8 @@ def _summary(name: str, watch: Watch) -> Text:
         (f"gradmend: {name}", "bold"), f", {watch.step} steps, last loss {number(watch.loss, 4)}: "
     )
     text.append(lines(lasting) if lasting else "nothing found", "bold red" if lasting else "bold green")
-    return text.append(f" (passed: {lines(passed)})" if passed else "")
+    text.append(f" (passed: {lines(passed)})" if passed else "")
+    return text.append(f", {len(watch.acts)} treatments" if watch.acts else "")
 
 
 def without_us(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -59,7 +59,7 @@ class ByHand(Optimizer):
     def after_backward(self) -> None:
         """The step begins."""
         self._steps = True
-        events._before_step(self, (), {})
+        events.step_begins(self)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Nothing to do."""
@@ -71,4 +71,4 @@ class ByHand(Optimizer):
         """The step has ended, if there was one."""
         if self._steps:
             self._steps = False
-            events._after_step(self, (), {})
+            events.step_ends(self)

@@ -54,12 +54,13 @@ class Trainings:
 
     Args:
         recording: takes what the watches read.
+        treat: whether the watches act on what they find.
     """
 
-    def __init__(self, recording: Recording | None) -> None:
+    def __init__(self, recording: Recording | None, treat: bool = False) -> None:
         self.on = True
         self.watches: dict[str, Watch] = {}
-        self._recording = recording
+        self._recording, self._treat = recording, treat
         self._process = os.getpid()
         self._compiles = False
         self._optimizers: list[weakref.ref[Optimizer]] = []
@@ -171,7 +172,7 @@ class Trainings:
         self._compiles = True
         self._look_away()
         for watch in self.watches.values():
-            _without_hooks(watch)
+            watch.leave_modules()
 
     def _look(self) -> None:
         if self._handle is None and not self._compiles:
@@ -211,15 +212,10 @@ class Trainings:
     def _watch(self, model: nn.Module, optimizer: Optimizer) -> None:
         name = next(name for name in _names(model) if name not in self.watches)
         sink = None if self._recording is None else self._recording.sink(name)
-        self.watches[name] = Watch(model, optimizer, journal=sink)
+        self.watches[name] = Watch(model, optimizer, journal=sink, treat=self._treat)
         if self._compiles:
-            _without_hooks(self.watches[name])
+            self.watches[name].leave_modules()
         self.watches[name].attach()
-
-
-def _without_hooks(watch: Watch) -> None:
-    watch._session.compiled = True
-    watch._session._disarm()
 
 
 def _names(model: nn.Module) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -29,7 +30,7 @@ class WatchCallback(TrainerCallback):
     Args:
         every: when the layers' signals are looked at, as in `Watch`.
         budget: share of the training's time that watching may take.
-        journal: takes what is read.
+        journal: takes what is read: the path of a journal, or a sink such as a tracker's.
 
     Attributes:
         watch: of the last training; None before the first.
@@ -60,7 +61,7 @@ class WatchCallback(TrainerCallback):
         *,
         every: int | str | Callable[[int], bool] | None = None,
         budget: float = 0.02,
-        journal: Sink | None = None,
+        journal: Sink | str | Path | None = None,
     ) -> None:
         self.watch: Watch | None = None
         self._options: dict[str, Any] = {"every": every, "budget": budget, "journal": journal}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -33,7 +34,8 @@ class WatchCallback(Callback):
     Args:
         every: when the layers' signals are looked at, as in `Watch`.
         budget: share of the training's time that watching may take.
-        journal: takes what is read: a sink, or a function that makes one for the name of each part.
+        journal: takes what is read: the path of a journal, a sink such as a tracker's, or a function that
+            makes a sink for the name of each part.
 
     Attributes:
         watches: by the name of the part, "" for all of the LightningModule; they stay after the training.
@@ -64,7 +66,7 @@ class WatchCallback(Callback):
         *,
         every: int | str | Callable[[int], bool] | None = None,
         budget: float = 0.02,
-        journal: Sink | Callable[[str], Sink] | None = None,
+        journal: Sink | str | Path | Callable[[str], Sink] | None = None,
     ) -> None:
         self.watches: dict[str, Watch] = {}
         self._options: dict[str, Any] = {"every": every, "budget": budget}
@@ -89,9 +91,8 @@ class WatchCallback(Callback):
         """Leave nothing behind."""
         self._detach()
 
-    def _sink(self, name: str) -> Sink | None:
-        journal = self._journal
-        return journal if journal is None or isinstance(journal, Sink) else journal(name)
+    def _sink(self, name: str) -> Sink | str | Path | None:
+        return self._journal(name) if callable(self._journal) else self._journal
 
     def _detach(self) -> None:
         for watch in self.watches.values():

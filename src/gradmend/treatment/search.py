@@ -43,7 +43,7 @@ What has less than this share of what is enough by then will not get there.
 """
 
 _BEHIND = 0.5
-"""What scores less than this share of the best at a rung is out."""
+"""What scores less than this share of the best is out: at a rung, and of what only treats contradictions."""
 
 _ENOUGH, _NEARLY = 0.9, 0.85
 """What scores so well is good enough, whatever others do. Beyond the second no better rate is looked for."""
@@ -73,7 +73,7 @@ _COST_OF_CURE = 0.1
 """What a plan may lose in score by curing a contradiction: new output units have to be learnt, too."""
 
 _HALF = 0.5
-"""What scores less does not learn much, whatever it has cured."""
+"""What cures a contradiction and scores so well is better, however well the wrong loss could be fitted."""
 
 _CONTRADICTIONS = frozenset(
     cause for cause in Cause if cause.illness.part in ("output", "loss", "labels", "wiring")
@@ -276,10 +276,13 @@ class Search:
         return [plan for plan in dict.fromkeys(rates) if plan not in plans]
 
     def better(self, plan: Plan) -> bool:
-        """Whether a plan trains clearly better than the setup as it is, or cures it at no cost."""
+        """Whether a plan trains clearly better than the setup as it is, or cures it and learns well.
+
+        How well something fits a wrong loss says little.
+        """
         gained, own = self.score(plan), self.score(())
         if self.treatable & _CONTRADICTIONS:
-            return self.cures(plan) and gained >= own - _COST_OF_CURE
+            return self.cures(plan) and gained >= min(own - _COST_OF_CURE, _HALF)
         return gained > own + 0.05 * (1 - own)
 
     def cures(self, plan: Plan) -> bool:
@@ -299,11 +302,11 @@ class Search:
         return plan not in self._refuted and self.cures(plan) and self.score(plan) >= self.bound()
 
     def bound(self) -> float:
-        """The least score that is enough: about that of the best; or, if contradictions go, no loss."""
+        """The least score that is enough: about that of the best; of cures, not much less than before."""
         own, highest = self.score(()), self.highest()
         best = min(_ENOUGH, highest - _TOLERANCE * (highest - own))
         if self.treatable and self.treatable <= _CONTRADICTIONS:
-            return min(best, max(_HALF, own - _COST_OF_CURE))
+            return min(best, max(_share(_BEHIND, highest), own - _COST_OF_CURE))
         return best
 
     def highest(self) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from gradmend.attach.stand_ins import ByHand
@@ -23,13 +25,16 @@ class WatchCallback(_Callback):  # type: ignore[misc]
     Args:
         every: when the layers' signals are looked at, as in `Watch`.
         budget: share of the training's time that watching may take.
-        journal: takes what is read.
+        journal: takes what is read: the path of a journal, or a sink such as a tracker's.
 
     Attributes:
         watch: of the last `fit`; None before the first.
 
     Raises:
         SetupError: if Keras does not run on torch.
+
+    Warns:
+        UserWarning: if the model was compiled with `jit_compile=True`; then nothing is watched.
 
     Example:
         >>> import numpy, keras
@@ -47,7 +52,7 @@ class WatchCallback(_Callback):  # type: ignore[misc]
         *,
         every: int | str | Callable[[int], bool] | None = None,
         budget: float = 0.02,
-        journal: Sink | None = None,
+        journal: Sink | str | Path | None = None,
     ) -> None:
         super().__init__()
         self.watch: Watch | None = None
@@ -58,6 +63,11 @@ class WatchCallback(_Callback):  # type: ignore[misc]
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Watch from the first step on."""
         self.detach()
+        if self.model.jit_compile:
+            warnings.warn(
+                "gradmend sees nothing of a training that Keras compiles: jit_compile=True.", stacklevel=2
+            )
+            return
         stepped = [variable.value for variable in self.model.trainable_variables]
         if stepped:
             self._steps = ByHand(iter(stepped))
