@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
+MARKS ?= not slow
 
 .PHONY: demo test lint docs bench corpora clean
 
@@ -9,7 +10,7 @@ demo: .venv/ready
 	$(BIN)/gradmend demo
 
 test: .venv/ready
-	$(BIN)/pytest --numprocesses=2 --dist=worksteal $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses=2 --dist=worksteal -m "$(MARKS)" $(PYTEST_ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff format --check

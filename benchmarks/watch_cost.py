@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import quantiles
 from time import perf_counter
 
 import torch
 
 from benchmarks.memory import peak_bytes
-from benchmarks.peers import PEERS, costs
+from benchmarks.peers import PEERS, After, costs
 from benchmarks.timing import Ratio, Row, host_seconds
 from benchmarks.workloads import SGD, WORKLOADS, Job, Workload, deep_mlp
 from gradmend.watch import Notice, Watch
@@ -33,12 +34,27 @@ def run() -> Iterator[Row | str]:
     yield "A watched training step (SGD with momentum) over the bare step: the default, budget 2 %"
     for workload, reach in DEFAULT:
         yield from _default(workload, reach)
+    peers = {**PEERS, "torch-audit autopatch, every step": torch_audit}
     yield "Every layer's activation and gradient at every step, beside the peers in the same run"
     for workload, reach in EVERY_STEP:
         yield workload.name
         yield Row("gradmend, every=1", over_bare(workload, every=1), reach)
-        found = costs(workload, PEERS)
-        yield from (Row(name, found[name]) for name in PEERS)
+        found = costs(workload, peers)
+        yield from (Row(name, found[name]) for name in peers)
+
+
+@contextmanager
+def torch_audit(job: Job) -> Iterator[After]:
+    """Its checks at every step (https://github.com/RMalkiv/torch-audit)."""
+    from torch_audit import Severity, autopatch
+
+    auditor = autopatch(
+        job.model, optimizer=job.optimizer, every_n_steps=1, reporters=[], fail_level=Severity.FATAL
+    )
+    try:
+        yield lambda loss: loss
+    finally:
+        auditor.unpatch()
 
 
 def _half(made: tuple[torch.nn.Module, torch.Tensor, torch.Tensor]) -> tuple[torch.nn.Module, ...]:

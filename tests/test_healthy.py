@@ -28,6 +28,7 @@ def test_no_alarm_at_initialization(case: Case) -> None:
     assert alarms(gm.diagnose(*case.build())) == []
 
 
+@pytest.mark.slow
 @each_case
 def test_it_trains_and_there_is_no_alarm_afterwards(case: Case) -> None:
     setup, batches = case.build()

@@ -281,6 +281,7 @@ def changed(remedy: str) -> tuple[str, Change]:
     return next((n, made) for n in cases_of(ALL[remedy]) if (made := change(remedy, n)).edits)
 
 
+@pytest.mark.slow
 @every_remedy
 def test_changes_something_and_compiles(remedy: str) -> None:
     name, made = changed(remedy)

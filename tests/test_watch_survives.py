@@ -1,15 +1,19 @@
 """Whatever happens in a training, a watch makes it no worse; an error of its own ends only itself."""
 
+import gc
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import module as torch_module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -328,6 +332,55 @@ def test_an_optimizer_that_calls_back() -> None:
             optimizer.step(closure)
         assert watch.step == 5
         assert watch._session.on
+
+
+def test_gradients_are_those_that_hooks_of_the_optimizer_leave() -> None:
+    """Torch calls the hooks for all optimizers first, and then its own, which may clip."""
+    model, optimizer = moody()
+    clip = nn.utils.clip_grad_norm_
+    optimizer.register_step_pre_hook(lambda *_: clip(model.parameters(), 1e-3) and None)
+    hooks = len(optimizer._optimizer_step_pre_hooks)
+    with Watch(model, optimizer, every=1, report=quiet) as watch:
+        for _ in range(8):
+            take(model, optimizer)
+            assert len(optimizer._optimizer_step_pre_hooks) == hooks
+        table = watch._session.stream.latest("gradients")
+    assert table is not None
+    sizes = np.sqrt(np.array([p.numel() for p in model.parameters()], np.float32))
+    assert table.norm("gradient", sizes) == pytest.approx(1e-3, rel=0.01)
+
+
+def test_from_now_on_there_is_no_hook_on_modules() -> None:
+    model, optimizer = moody()
+    with Watch(model, optimizer, every=1, report=quiet) as watch:
+        for step in range(6):
+            if step == 3:
+                watch.leave_modules()
+            take(model, optimizer)
+            assert bool(torch_module._global_forward_pre_hooks) == (step < 3)
+        layers, gradients = (watch._session.stream.latest(name) for name in ("layers", "gradients"))
+    assert layers is not None
+    assert layers.step == 3
+    assert gradients is not None
+    assert watch.step == 6
+
+
+def test_no_hook_goes_while_the_garbage_is_collected() -> None:
+    """Dynamo looks at all hooks while it compiles, and may be interrupted by that at any time."""
+    model, optimizer = moody()
+    other, others = moody()
+    watch = Watch(model, optimizer, every=1, report=quiet).attach()
+    take(model, optimizer)
+    hooks = len(torch_module._global_forward_pre_hooks)
+    gone = weakref.ref(model.first.weight)
+    del model, optimizer
+    gc.collect()
+    assert gone() is None
+    assert len(torch_module._global_forward_pre_hooks) == hooks == 1
+    take(other, others)
+    assert not torch_module._global_forward_pre_hooks
+    watch.detach()
+    assert clean()
 
 
 def test_listeners_may_come_and_go_while_they_are_told() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import cycle
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ def _measured(setup: Setup, batches: Sequence[Batch]) -> Profile:
     with undisturbed(setup.model):
         optimizer = setup.build_optimizer() if setup.optimizer is not None else None
         steps = [_step(setup, batch, optimizer if i == 0 else None) for i, batch in enumerate(batches)]
-    return _assemble(optimizer, batches, steps)
+    return assemble(optimizer, batches, steps)
 
 
 @cache
@@ -84,8 +85,16 @@ _PREPARING = frozenset(("scale", "dropout", "pool"))
 
 
 @dataclass(frozen=True, eq=False)
-class _Step:
-    """One measured forward and backward pass."""
+class Step:
+    """One measured forward and backward pass.
+
+    Args:
+        anatomy: the sites that it ran through.
+        parameters: by name, those of floating point.
+        numbers: what was measured at them.
+        inside: what was looked at within sites.
+        compiled: whether a part of the model was.
+    """
 
     anatomy: Anatomy
     parameters: Mapping[str, nn.Parameter]
@@ -94,27 +103,25 @@ class _Step:
     compiled: bool
 
 
-def _step(setup: Setup, batch: Batch, optimizer: Optimizer | None) -> _Step:
+def _step(setup: Setup, batch: Batch, optimizer: Optimizer | None) -> Step:
     ledger = Ledger()
-    probe = _Probe(ledger, setup.model)
+    probe = Probe(ledger, setup.model)
     loss = probe.forward(setup, batch)
     parameters = {name: p for name, p in parameters_of(probe.modules.items()) if p.is_floating_point()}
     sparse = probe.backward(parameters, loss)
     gradients = {name: g.to_dense() if g.is_sparse else g for name, g in sparse.items()}
     ledger.add("loss", [""], loss.detach()[None, None])
-    _add_parameters(ledger, parameters, gradients)
+    add_parameters(ledger, parameters, gradients)
     if optimizer is not None and (found := updates(setup, optimizer, sparse)):
         ledger.add("update", list(found), torch.stack(list(found.values()))[:, None])
     numbers = ledger.fetch()
     for name in [name for name in gradients if any(numbers["alike"].get(name, ()))]:
         same = stats.rows_equal(parameters[name].detach()) & stats.rows_equal(gradients[name])
         ledger.add("alike", [name], [[float(same)]])
-    return _Step(probe.anatomy, parameters, numbers, probe.inside, _compiled(probe.modules.values()))
+    return Step(probe.anatomy, parameters, numbers, probe.inside, _compiled(probe.modules.values()))
 
 
-def _add_parameters(
-    ledger: Ledger, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
-) -> None:
+def add_parameters(ledger: Ledger, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
     """Mean squares of values and gradients, and whether the first two rows begin alike."""
     values = {name: p.detach() for name, p in parameters.items()}
     ledger.add("value", list(values), _norms(values))
@@ -125,11 +132,36 @@ def _add_parameters(
         ledger.add("alike", list(rows), first[:, :1] == first[:, 1:])
 
 
-class _Probe:
-    """Measures the signals of one forward pass, and their gradients in its backward pass."""
+Guard: TypeAlias = Callable[[Callable[..., None]], Callable[..., None]]
 
-    def __init__(self, ledger: Ledger, model: nn.Module) -> None:
+
+def _as_it_is(function: Callable[..., None]) -> Callable[..., None]:
+    return function
+
+
+class Probe:
+    """Measures the signals of one forward pass, and their gradients in its backward pass.
+
+    Whoever leads the passes calls `end_forward`, `begin_backward` and `end_backward`; `forward` and
+    `backward` lead them.
+
+    Args:
+        ledger: gets what is measured.
+        model: that runs.
+        guard: wraps what autograd is to call.
+        recorder: makes what sees the functions of the forward pass, of the model and what to call before and
+            after each site.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        model: nn.Module,
+        guard: Guard = _as_it_is,
+        recorder: Callable[..., Recorder] = Recorder,
+    ) -> None:
         self._ledger = ledger
+        self._guard = guard
         self._angles = {group: Angles(partial(self._note, group)) for group in ("signal", "slopes")}
         self._signals = Gauge(self._size, self._look_at_signals)
         self._inputs: dict[tuple[float, float], Gauge] = {}
@@ -139,30 +171,47 @@ class _Probe:
         self._last: Tensor | None = None
         self._read: dict[Key, tuple[Key, tuple[float, float]]] = {}
         self._opened = self._backward = False
-        self._recorder = Recorder(model, self._before, self._after)
-        self.modules = self._recorder.modules
-        self.inside = Inside(ledger, self._recorder.sites)
+        self.recorder = recorder(model, self._before, self._after)
+        self.modules = self.recorder.modules
+        self.inside = Inside(ledger, self.recorder.sites)
 
     def forward(self, setup: Setup, batch: Batch) -> Tensor:
         """The loss, with its graph."""
         batch = untouched(batch)
-        with self._recorder.watching(batch), untrained(setup.model):
+        with self.recorder.watching(batch), untrained(setup.model):
             loss = setup.loss(batch)
+        self.end_forward()
+        return loss
+
+    def end_forward(self) -> None:
+        """All sites have run."""
         self._last = None
         for gauge in (self._signals, *self._inputs.values(), *self._outputs.values()):
             gauge.finish()
         self._angles["signal"].finish()
-        self.anatomy = self._recorder.anatomy()
-        return loss
+        self.anatomy = self.recorder.anatomy()
 
     def backward(self, parameters: Mapping[str, nn.Parameter], loss: Tensor) -> dict[str, Tensor]:
         """The gradients of the parameters that the loss reaches."""
-        self._backward = True
+        self.begin_backward()
         gradients, others = _gradients(parameters, self.inside.watched, loss)
+        self.end_backward(others)
+        return gradients
+
+    def begin_backward(self) -> None:
+        """The gradients that come from now on are those of the step."""
+        self._backward = True
+
+    def end_backward(self, others: Sequence[Tensor | None]) -> None:
+        """All have come.
+
+        Args:
+            others: the gradients at the tensors of `inside.watched`.
+        """
+        self._backward = False
         self.inside.after_backward(others)
         self._slopes.finish()
         self._angles["slopes"].finish()
-        return gradients
 
     def _before(self, call: Call) -> None:
         signal = call.signal
@@ -181,7 +230,7 @@ class _Probe:
 
     def _before_activation(self, signal: Tensor, steep: tuple[float, float]) -> None:
         """Its input has just been piled up, if it is the output of the site before."""
-        here = len(self._recorder.sites)
+        here = len(self.recorder.sites)
         if signal is self._last:
             self._read[here - 1] = here, steep
             return
@@ -214,7 +263,7 @@ class _Probe:
             if self._backward:  # and not that of a loss that takes gradients itself
                 place.add(site.index, samples_first(gradient, site.batch_dim))
 
-        output.register_hook(take)  # type: ignore[no-untyped-call]
+        output.register_hook(self._guard(take))  # type: ignore[no-untyped-call]
 
     def _output_gauge(self, unit_dim: int) -> Gauge:
         if unit_dim not in self._outputs:
@@ -313,7 +362,7 @@ def _gradients(
     return found, gradients[len(wanted) :]
 
 
-def _assemble(optimizer: Optimizer | None, batches: Sequence[Batch], steps: Sequence[_Step]) -> Profile:
+def assemble(optimizer: Optimizer | None, batches: Sequence[Batch], steps: Sequence[Step]) -> Profile:
     """Average the steps that ran through the same sites as the first."""
     first = steps[0]
     names = [site.name for site in first.anatomy.sites]

@@ -2,5 +2,6 @@
 
 from gradmend.watch.monitor import Watch
 from gradmend.watch.notices import Notice, Sink
+from gradmend.watch.treat import Act
 
-__all__ = ["Notice", "Sink", "Watch"]
+__all__ = ["Act", "Notice", "Sink", "Watch"]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 
 @runtime_checkable
@@ -38,6 +39,9 @@ class Listener(Protocol):
 
 _listeners: tuple[Listener, ...] = ()
 _remove: list[Callable[[], None]] = []
+_own: list[RemovableHandle] = []
+"""Hooks on an optimizer, from the start of a step to its end."""
+
 _scaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
 """What a `GradScaler` made, by its `id`, and its scale then."""
 
@@ -65,6 +69,7 @@ def settle() -> None:
     if not _listeners:
         while _remove:
             _remove.pop()()
+        _let_go_of_hooks()
         _scaled.clear()
 
 
@@ -97,12 +102,63 @@ def _stand_in(home: Any, name: str, make: Callable[[Any], Any]) -> None:
     _remove.append(remove)
 
 
-def _before_step(optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+def _before_step(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Be called once more after the optimizer's own hooks, if it has any: they may clip."""
+    _let_go_of_hooks()
+    if not optimizer._optimizer_step_pre_hooks:
+        return _begin(optimizer, args, kwargs)
+    _own.append(optimizer.register_step_pre_hook(_begin))  # torch comes to it in this very step
+    return None
+
+
+def _let_go_of_hooks() -> None:
+    while _own:
+        _own.pop().remove()
+
+
+def _begin(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Tell the listeners; where the backward pass runs in a closure of the step, once that has run."""
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        step_begins(optimizer)
+        return None
+    told = _told_after(closure, optimizer)
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": told}
+    return (args[0], told, *args[2:]), kwargs
+
+
+def step_begins(optimizer: Optimizer) -> None:
+    """Tell the listeners, as torch does of its own optimizers' steps."""
     for listener in _listeners:
         listener.before_step(optimizer)
 
 
+def _told_after(closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
+    """A closure after whose first call the listeners are told that the step begins."""
+    waiting = [optimizer]
+
+    @functools.wraps(closure, updated=())
+    def told() -> Any:
+        found = closure()
+        while waiting:
+            step_begins(waiting.pop())
+        return found
+
+    return told
+
+
 def _after_step(optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+    _let_go_of_hooks()
+    step_ends(optimizer)
+
+
+def step_ends(optimizer: Optimizer) -> None:
+    """Tell the listeners, as torch does of its own optimizers' steps."""
     for listener in _listeners:
         listener.after_step(optimizer)
 

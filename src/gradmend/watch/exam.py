@@ -22,17 +22,13 @@ from gradmend import stats
 from gradmend.anatomy import Site
 from gradmend.causes import Cause
 from gradmend.diagnosis import RULES, Finding
-from gradmend.gauge import Pile, Single
-from gradmend.inside import Inside
-from gradmend.ledger import Ledger
-from gradmend.probe import _add_parameters, _assemble, _Probe, _Step
+from gradmend.ledger import Ledger, Numbers
+from gradmend.probe import Guard, Probe, Step, add_parameters, assemble
 from gradmend.profile import Profile
 from gradmend.recorder import Call, Recorder
-from gradmend.samples import samples_first
 from gradmend.setup import parameters_of
 from gradmend.watch.gradients import dense
-from gradmend.watch.taps import Guard
-from gradmend.watch.weights import Weights
+from gradmend.watch.weights import Weights, local
 
 
 class Exam:
@@ -55,8 +51,8 @@ class Exam:
     def begin(self, args: Any, kwargs: Any, caller: FrameType | None) -> None:
         """The model is called with these arguments; only lines of code within this frame's call matter."""
         self._batch = (args, kwargs)
-        self._forward.enter_context(self._probe.live.watching(self._batch))
-        self._probe.live.look_within(caller)
+        self._forward.enter_context(self._probe.recorder.watching(self._batch))
+        self._probe.recorder.look_within(caller)
 
     def end(self) -> None:
         """It has returned, or raised."""
@@ -88,7 +84,7 @@ class Exam:
         """All gradients are there."""
         if self._ran and not self._back:
             self._back = True
-            self._probe.end_backward()
+            self._probe.end_backward(self._probe.waited)
 
     def before_step(self) -> None:
         """Look at the parameters, and at the gradients that the optimizer gets."""
@@ -100,11 +96,23 @@ class Exam:
             self._weights.before()
 
     def _add_parameters(self, gradients: Mapping[str, Tensor]) -> None:
-        _add_parameters(self._ledger, self._parameters, gradients)
-        alike = self._ledger.fetch()["alike"]
+        values = {name: local(p) for name, p in self._parameters.items()}
+        add_parameters(self._ledger, values, gradients)
+        numbers = self._ledger.fetch()
+        self._whole(numbers, values)
+        alike = numbers["alike"]
         for name in [name for name in gradients if any(alike.get(name, ()))]:  # so far only how rows begin
-            equal = [stats.rows_equal(x) for x in (self._parameters[name].detach(), gradients[name])]
+            equal = [stats.rows_equal(x) for x in (values[name], gradients[name])]
             self._ledger.add("alike", [name], [[float(all(equal))]])
+
+    def _whole(self, numbers: Numbers, values: Mapping[str, Tensor]) -> None:
+        """Of sharded parameters the norm of the whole, if it is all like the shard."""
+        for name, p in self._parameters.items():
+            if (part := values[name].numel()) not in (0, p.numel()):
+                for group in ("value", "slope"):
+                    if name in numbers[group]:
+                        norm = numbers[group][name][0] * math.sqrt(p.numel() / part)
+                        self._ledger.add(group, [name], [[norm]])
 
     def after_step(self, held: frozenset[int]) -> Profile | None:
         """The profile; None if the model did not run, or to no avail.
@@ -123,8 +131,8 @@ class Exam:
             if not all(math.isfinite(row[0]) for row in scaled.values()):
                 return None  # the scale was too large, and this step is not taken
             self._ledger.add("gradient", list(scaled), [[row[0] / scale] for row in scaled.values()])
-        step = _Step(self._probe.anatomy, self._parameters, numbers, self._probe.inside, False)
-        profile = _assemble(None, [self._batch], [step])
+        step = Step(self._probe.anatomy, self._parameters, numbers, self._probe.inside, False)
+        profile = assemble(None, [self._batch], [step])
         trained = {name: id(p) in held for name, p in self._parameters.items()}
         return replace(
             profile, parameters=tuple(replace(p, trained=trained[p.name]) for p in profile.parameters)
@@ -168,49 +176,35 @@ _SHRUNK = frozenset(
 )
 
 
-class _LiveProbe(_Probe):
+class _LiveProbe(Probe):
     """The probe of `measure`, led by a forward and backward pass that somebody else takes."""
 
+    recorder: CarefulRecorder
+
     def __init__(self, ledger: Ledger, model: nn.Module, guard: Guard) -> None:
-        super().__init__(ledger, model)
-        self._guard = guard
+        super().__init__(ledger, model, guard, partial(CarefulRecorder, guard=guard))
         self._waited: dict[int, Tensor] = {}
-        self.live = self._recorder = CarefulRecorder(model, self._before, self._after, guard)
-        self.inside = Inside(ledger, self._recorder.sites)
 
     def end_forward(self) -> None:
-        self._last = None
-        for gauge in (self._signals, *self._inputs.values(), *self._outputs.values()):
-            gauge.finish()
-        self._angles["signal"].finish()
-        self.anatomy = self._recorder.anatomy()
+        """All sites have run: wait for the gradients that `inside` asks for."""
+        super().end_forward()
         for index, tensor in enumerate(self.inside.watched):
-            tensor.register_hook(partial(self._waited.__setitem__, index))  # type: ignore[no-untyped-call]
+            tensor.register_hook(self._guard(partial(self._waited.__setitem__, index)))  # type: ignore[no-untyped-call]
 
-    def begin_backward(self) -> None:
-        self._backward = True
-
-    def end_backward(self) -> None:
-        self._backward = False
-        self.inside.after_backward([self._waited.get(i) for i in range(len(self.inside.watched))])
-        self._waited.clear()
-        self._slopes.finish()
-        self._angles["slopes"].finish()
+    @property
+    def waited(self) -> list[Tensor | None]:
+        """The gradients that have come of those."""
+        return [self._waited.get(index) for index in range(len(self.inside.watched))]
 
     def _before(self, call: Call) -> None:
+        if isinstance(call.weight, nn.Parameter):
+            self.recorder.recognize(call.weight)
         with _exactly(call.signal.device.type):
             super()._before(call)
 
     def _after(self, call: Call, site: Site, output: Tensor) -> None:
         with _exactly(output.device.type):
             super()._after(call, site, output)
-
-    def _watch(self, output: Tensor, site: Site, place: Pile | Single) -> None:
-        def take(gradient: Tensor) -> None:
-            if self._backward:
-                place.add(site.index, samples_first(gradient, site.batch_dim))
-
-        output.register_hook(self._guard(take))  # type: ignore[no-untyped-call]
 
 
 def _exactly(device: str) -> AbstractContextManager[object]:
@@ -237,6 +231,11 @@ class CarefulRecorder(Recorder):
         """Lines of the user's code count that run within the call that this frame makes."""
         if caller is not None:
             self._boundary = caller
+
+    def recognize(self, parameter: nn.Parameter) -> None:
+        """Know it by its name: sharded parameters are others while their module runs."""
+        if id(parameter) not in self._names:
+            self._names |= {id(p): name for name, p in parameters_of(self.modules.items())}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """As a recorder does; after an error of its own it only hands on what functions return."""

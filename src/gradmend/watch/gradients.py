@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gradmend.watch.weights import local
+
 LONG = 8
 """A unit without gradient in so many batches that were looked at, one after the other, counts as dead."""
 
@@ -34,7 +36,7 @@ class Gradients:
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
-        self._roots = torch.tensor([math.sqrt(p.numel()) for p in parameters])
+        self._roots = torch.tensor([math.sqrt(local(p).numel()) for p in parameters])
         groups: dict[object, list[int]] = defaultdict(list)
         for place, p in enumerate(parameters):
             if p.dim() == 1 and p.numel() >= _FEWEST:

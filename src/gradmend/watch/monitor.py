@@ -19,11 +19,14 @@ from gradmend.profile import Profile
 from gradmend.watch import events
 from gradmend.watch.notices import Notice, Notices, Report, Sink, print_notice
 from gradmend.watch.pace import Pace, schedule
+from gradmend.watch.ranks import rank
 from gradmend.watch.session import Session
+from gradmend.watch.treat import Act, Autopilot
+from gradmend.watch.treat_session import TreatedSession
 
 
 class Watch:
-    """Watches a running training, says what goes wrong and where, and changes nothing.
+    """Watches a running training, says what goes wrong and where, and changes nothing unless told to.
 
     Losses are seen at every step; sizes of gradients, weights, updates and of the layers' signals in as many
     steps as the budget allows, one kind at a time. Where these look ill, and now and then anyway, a step is
@@ -32,6 +35,9 @@ class Watch:
 
     There is no hook on the model or the optimizer, and results are the same to the last bit. An error inside
     gradmend is reported once and ends the watch, not the training. The model is not kept alive.
+
+    Of a training on several processes (DDP, FSDP2) each has its watch, and the first one speaks for all:
+    losses and sizes are those of all processes, and what comes from one of them is found with its rank.
 
     Args:
         model: that trains. What is called must be this very module, else only its parameters are seen; so it
@@ -43,6 +49,11 @@ class Watch:
         journal: takes all that is read: the path of a journal, or what has `write(kind, step, values)`.
         report: is called with each notice when its finding begins and when it ends; by default they are
             printed on standard error.
+        treat: acts on what is found and can be treated while the training runs: lower rates, clipping, a
+            step back, weights drawn again. Each act is said, and kept in `acts` and the journal. A training
+            in which nothing is found is the same to the last bit. Two copies of weights, buffers and the
+            optimizer's state are kept, one taken every 50 steps, and the gradient's norm is computed at every
+            step. Rates are lowered, and gradients clipped, as long as the watch is attached.
 
     Raises:
         SetupError: for a model that is none, or an unknown `every`.
@@ -71,6 +82,7 @@ class Watch:
         budget: float = 0.02,
         journal: Sink | str | Path | None = None,
         report: Report | None = None,
+        treat: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise SetupError(f"`model` must be a torch.nn.Module, not {type(model).__name__}.")
@@ -78,17 +90,24 @@ class Watch:
             raise SetupError(f"`budget` is a share of the training's time, above 0, not {budget}.")
         pace = Pace(budget, None if every is None else schedule(every))
         self._sink = None if journal is None else _Careful(journal, type(model).__name__, self._say)
-        self._notices = Notices(report or print_notice, self._sink)
-        self._session = Session(model, optimizer, pace, self._notices, self._sink, self._fail)
+        self._report = report or print_notice
+        self._notices = Notices(self._hear, self._sink)
+        parts = (model, optimizer, pace, self._notices, self._sink, self._fail)
+        self._pilot: Autopilot | None = None
+        if treat:
+            self._session: Session = (treated := TreatedSession(*parts, tell=self._tell))
+            self._pilot = treated.pilot
+        else:
+            self._session = Session(*parts)
 
     def attach(self) -> Watch:
         """Begin, or go on after `detach`; also in the midst of a training, and from within any hook."""
         if self._session.on:
             return self
-        if self._sink is not None:
+        if self._sink is not None and rank() == 0:
             self._sink.open()
         self._session.start()
-        if self._session.compiled and not self._session.step:
+        if self._session.compiled and not self._session.step and rank() == 0:
             self._say(
                 "The model, or a part of it, is compiled, so that hooks would not be called: losses, "
                 "gradients and weights are watched, and no signals."
@@ -110,10 +129,19 @@ class Watch:
     ) -> None:
         self.detach()
 
+    def leave_modules(self) -> None:
+        """Look at no signals from now on: hooks on modules change what `torch.compile` makes of any model."""
+        self._session.leave_modules()
+
     @property
     def findings(self) -> tuple[Notice, ...]:
         """All findings in the order in which they began, also those that ended."""
         return self._notices.all
+
+    @property
+    def acts(self) -> tuple[Act, ...]:
+        """What was done about the findings, with `treat`."""
+        return () if self._pilot is None else tuple(self._pilot.acts)
 
     @property
     def step(self) -> int:
@@ -134,9 +162,18 @@ class Watch:
         kind = f"{type(error).__name__}: {error}".splitlines()[0]
         self._say(f"An error inside gradmend has ended the watch, and not your training: {kind}")
 
-    def _say(self, text: str) -> None:
+    def _hear(self, notice: Notice) -> None:
+        self._report(notice)
+        if self._pilot is not None:
+            self._pilot.take(notice)
+
+    def _tell(self, step: int, text: str, act: Act | None) -> None:
+        more = {} if act is None else {"act": act.cause.value, "before": act.before, "after": act.after}
+        self._say(f"step {step}: {text}", more)
+
+    def _say(self, text: str, more: Mapping[str, Any] | None = None) -> None:
         if self._sink is not None:
-            self._sink.write("note", self._session.step, {"text": text})
+            self._sink.write("note", self._session.step, {"text": text, **(more or {})})
         Console(stderr=True, soft_wrap=True).print(Text(f"gradmend: {text}", style="dim"))
 
 

@@ -64,9 +64,10 @@ class Notices:
         """In the order in which they began."""
         return tuple(self._all)
 
-    def lasting(self, source: str) -> frozenset[Cause]:
+    def lasting(self, source: str) -> dict[Cause, Finding]:
         """What a source has found that has not passed."""
-        return frozenset(cause for known, cause in self._lasting if known == source)
+        places = {cause: place for (known, cause), place in self._lasting.items() if known == source}
+        return {cause: self._all[place].finding for cause, place in places.items()}
 
     def update(self, source: str, step: int, findings: Iterable[Finding], over: bool = True) -> None:
         """Take what a source finds now; what it found before and does not now has passed.

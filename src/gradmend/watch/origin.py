@@ -16,6 +16,8 @@ from gradmend.kinds import tensors_in
 from gradmend.setup import parameters_of
 from gradmend.watch.exam import Exam
 
+SPOILT_BATCH = "The batch holds values that are not finite."
+
 
 def find_origin(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Finding:
     """Have the model take the arguments of its last call once more, and see what is not finite first.
@@ -32,7 +34,7 @@ def find_origin(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
         text = f"{len(lost)} parameters were not finite before this step, the last of them {lost[-1]}."
         return _finding(text, (lost[-1],))
     if not all(map(_finite, tensors_in([*args, *kwargs.values()]))):
-        return _finding("The batch holds values that are not finite.")
+        return _finding(SPOILT_BATCH)
     exam = Exam(model, lambda function: function)
     args, kwargs = untouched((tuple(args), dict(kwargs)))
     with undisturbed(model), torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -68,6 +68,22 @@ class Pace:
         if asked and name != "exam":
             return (name, "taps") if name else ("taps",)
         return (name,) if name else ()
+
+    def ahead(
+        self, steps: Iterable[int], possible: Sequence[str] = tuple(SHARES)
+    ) -> dict[int, tuple[str, ...]]:
+        """What to look at in steps to come, by what is known now; suspicions are left for `alarm`."""
+        alarmed, self._alarmed = self._alarmed, False
+        found = {step: looked for step in steps if (looked := self.next(step, possible))}
+        self._alarmed = alarmed
+        return found
+
+    def alarm(self, step: int) -> bool:
+        """Whether to look at this step in full because of a suspicion, whatever is planned."""
+        alarmed, self._alarmed = self._alarmed, False
+        if alarmed:
+            self._last["exam"] = max(step, self._last["exam"])
+        return alarmed
 
     def note(self, looked: Sequence[str]) -> None:
         """A step has ended, in which this was looked at."""

@@ -59,10 +59,14 @@ def learning_rate_too_high(stream: Stream) -> Finding | None:
     """Within 20 steps of the rate's rise to three times all rates before, the loss is at its highest.
 
     It has to be above all of the 20 losses and more before the rise, and half as high again as their median.
+    It has passed when the rate or the losses are down again.
     """
     rates, recent = stream.rates, stream.losses.recent
-    if rates.raised is None or not recent or recent[-1][0] > rates.raised + _SOON:
+    if rates.raised is None or not recent:
         return None
+    if recent[-1][0] > rates.raised + _SOON:
+        known = stream.lasting.get(Cause.LEARNING_RATE_TOO_HIGH)
+        return known if (rates.now or 0.0) > 3 * rates.before and _up(stream) else None
     before = [loss for step, loss in recent if step <= rates.raised and math.isfinite(loss)]
     after = [loss for step, loss in recent if step > rates.raised]
     if len(before) < 3 or not after:
@@ -72,10 +76,17 @@ def learning_rate_too_high(stream: Stream) -> Finding | None:
         return None
     text = (
         f"At step {rates.raised} the learning rate rose from {number(rates.before)} to {number(rates.now)}, "
-        f"and the loss from {number(usual)} to {number(worst)} within {len(after)} steps."
+        f"and the loss from {number(usual)} to {number(worst)} by step {recent[-1][0]}."
     )
     times = (rates.now or 0.0) / rates.before
     return Finding(Cause.LEARNING_RATE_TOO_HIGH, Severity.ERROR, text, times, 1.0, "times the rate before")
+
+
+def _up(stream: Stream) -> bool:
+    """Whether each of the last six losses is half as high again as the first, or not finite."""
+    start = stream.losses.start
+    last = [loss for _, loss in stream.losses.recent][-6:]
+    return not any(loss <= start + 0.5 * abs(start) for loss in last)
 
 
 def divergence(stream: Stream) -> Finding | None:
@@ -87,9 +98,7 @@ def divergence(stream: Stream) -> Finding | None:
     start = stream.losses.start
     losses = [loss for _, loss in stream.losses.recent]
     before, last = losses[:-6], losses[-6:]
-    if len(before) < 12 or not all(map(math.isfinite, (*last, start))):
-        return None
-    if not min(last) > start + 0.5 * abs(start):
+    if len(before) < 12 or not all(map(math.isfinite, (*last, start))) or not _up(stream):
         return None
     if Cause.DIVERGENCE not in stream.lasting and not min(last) > max(before):
         return None
@@ -202,9 +211,8 @@ def suspects(stream: Stream, name: str) -> bool:
     return name == "layers" and now is not None and before is not None and _jumped(now.values, before.values)
 
 
-def _jumped(now: Array, before: Array) -> bool:
+def _jumped(new: Array, old: Array) -> bool:
     """Whether rms or gradient of a layer changed tenfold, relative to how those of all layers did."""
-    new, old = now[:, 1:], before[:, 1:]
     with np.errstate(all="ignore"):
         changed = new / old
         if (changed.max(0) < _TENFOLD * changed.min(0)).all():  # as in nearly all steps; false with any NaN

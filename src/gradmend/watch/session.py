@@ -26,10 +26,12 @@ from gradmend.watch.losses import Losses
 from gradmend.watch.mail import Mail
 from gradmend.watch.notices import Notices, Sink
 from gradmend.watch.origin import find_origin
+from gradmend.watch.owner import Owner, rate
 from gradmend.watch.pace import SHARES, Pace
+from gradmend.watch.ranks import First, Other, join
 from gradmend.watch.stream import Stream, Table, as_array
 from gradmend.watch.taps import Taps, layers
-from gradmend.watch.weights import Weights
+from gradmend.watch.weights import Weights, local
 
 _COURSE = 50
 """Steps after which the course of the losses is judged, and again whenever they have doubled."""
@@ -67,13 +69,13 @@ class Session:
         self.stream = Stream()
         self.on = False
         self.compiled = _compiled(model)
-        self._model = weakref.ref(model, lambda _: self.stop())
-        self._optimizer = None if optimizer is None else weakref.ref(optimizer)
-        self._others: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._model = weakref.ref(model, lambda _: self._let_go())
+        self._owner = Owner(self._model, optimizer)
         self._pace, self._notices, self._sink, self._failed = pace, notices, sink, fail
         self._mail, self._losses = Mail(), Losses()
         self._names: tuple[str, ...] = ()
-        self._sizes = as_array(torch.zeros(0))
+        self._sizes = self._counts = as_array(torch.zeros(0))
+        self._ranks: First | Other | None = None
         self._gradients: Gradients | None = None
         self._weights: Weights | None = None
         self._taps: Taps | None = None
@@ -96,6 +98,8 @@ class Session:
         self.on = True
         events.listen(self._listener)
         self._pace.begin()
+        if self._ranks is not None:
+            self._ranks.begin()
         self._plan()
 
     def stop(self) -> None:
@@ -106,10 +110,23 @@ class Session:
         self._disarm()
         self._gradients = self._weights = None
 
+    def leave_modules(self) -> None:
+        """From now on look at no signals, so that there is no hook on modules."""
+        self.compiled = True
+        self._abort()
+        self._disarm()
+        self._looking = tuple(name for name in self._looking if name in _FEW)
+
+    def _let_go(self) -> None:
+        """The model is gone, perhaps while another is compiled: hooks are taken away at the next event."""
+        self._gradients = self._weights = self._exam = self._call = None
+
     def finish(self) -> None:
         """Stop, and read what is still on its way."""
         if self.on:
             self.guard(self._mail.fetch)(True)
+            if self._ranks is not None:
+                self.guard(self._ranks.finish)()
             self.stop()
 
     def guard(self, function: Callable[..., None]) -> Callable[..., None]:
@@ -130,6 +147,9 @@ class Session:
 
     def before_backward(self, loss: Tensor, scale: float | Tensor) -> None:
         """A loss is about to be propagated."""
+        if self._model() is None:
+            self.stop()
+            return
         if self._call is not None and loss.device.type == "cpu" and not math.isfinite(loss.item()):
             self._find_origin(*self._call)
         self._losses.add(loss, scale)
@@ -147,10 +167,15 @@ class Session:
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Gradients are now what the optimizer gets."""
-        if not self._is_ours(optimizer):
+        if self._model() is None:
+            self.stop()
+            return
+        if not self._owner.owns(optimizer):
             self._losses.put_aside()
             return
         self.step += 1
+        if self.step == 1 and (model := self._model()) is not None:
+            self._ranks = join(model, self._pace)
         if self._gradients is None:
             self._build()
         if "gradients" in self._looking and self._gradients is not None:
@@ -159,15 +184,16 @@ class Session:
             self._weights.before()
         if self._exam is not None:
             self._exam.before_step()
-        loss, rate, step = self._losses.take(), _rate(optimizer), self.step
+        loss, step = self._losses.take(), self.step
         if loss is None:
-            self._take_loss(step, rate, None)
+            self._gather_loss(step, rate(optimizer), None)
         else:
-            self._mail.post(loss, lambda x: self._take_loss(step, rate, x.item()))
+            now = rate(optimizer)
+            self._mail.post(loss, lambda x: self._gather_loss(step, now, x.item()))
 
     def after_step(self, optimizer: Optimizer) -> None:
         """The parameters have moved."""
-        if not self._is_ours(optimizer) or not self.step:
+        if not self._owner.owns(optimizer) or not self.step:
             return
         if "weights" in self._looking and self._weights is not None:
             self._post("weights", self._names, self._weights.statistics, self._weights.after())
@@ -177,7 +203,9 @@ class Session:
         if "exam" in self._looking:
             self._end_exam()
         self._mail.fetch()
-        if self.step >= self._next_course:
+        if self._ranks is not None:
+            self._exchange(self._ranks)
+        if self.step >= self._next_course and self._speaks:
             self._review()
         self._pace.note(self._looking)
         self._plan()
@@ -188,7 +216,11 @@ class Session:
         """Choose what to look at in the next step."""
         whole = not self.compiled and self._unseen < _UNSEEN
         possible = _ALL if whole and self._taps is not None else _SOME if whole else _FEW
-        self._looking, self._open = self._pace.next(self.step + 1, possible), False
+        step, ranks = self.step + 1, self._ranks
+        self._looking = (
+            self._pace.next(step, possible) if ranks is None else ranks.plan(step, possible, self._pace)
+        )
+        self._open = False
         if whole:
             self._entrance.open()
 
@@ -236,12 +268,13 @@ class Session:
         named = [(name, p) for name, p in named if p.is_floating_point() and p.numel()]
         self._names, parameters = tuple(name for name, _ in named), [p for _, p in named]
         self._sizes = as_array(torch.tensor([p.numel() for p in parameters])) ** 0.5
+        self._counts = as_array(torch.tensor([local(p).numel() for p in parameters]))
         self._gradients, self._weights = Gradients(parameters), Weights(parameters)
 
     def _end_exam(self) -> None:
         exam, self._exam = self._exam, None
         self._disarm()
-        profile = None if exam is None else exam.after_step(self._held())
+        profile = None if exam is None else exam.after_step(self._owner.held())
         self._unseen = self._unseen + 1 if exam is None else 0
         if profile is None:
             return
@@ -249,7 +282,8 @@ class Session:
         self.stream.locate(profile.anatomy)
         self._follow(profile)
         self._take_profile(profile)
-        self._decide(judge(profile), first)
+        if self._speaks:
+            self._decide(judge(profile), first)
 
     def _follow(self, profile: Profile) -> None:
         """Look at the layers and parameters that this profile is of."""
@@ -263,14 +297,54 @@ class Session:
 
     def _find_origin(self, args: Any, kwargs: Any) -> None:
         model, self._call = self._model(), None
-        if model is not None and self.stream.origin is None:
+        if self._ranks is not None:
+            self._ranks.collect()
+        if model is not None and self.stream.origin is None and not (self._ranks and self._ranks.blamed):
             self.stream.origin = find_origin(model, args, kwargs)
+            if self._ranks is not None:
+                self._ranks.blame(self.step + 1, self.stream.origin)
+
+    # other processes
+
+    @property
+    def _speaks(self) -> bool:
+        """Whether this process says what is found, and not the first one for all."""
+        return self._ranks is None or self._ranks.first
+
+    def _exchange(self, ranks: First | Other) -> None:
+        ranks.end_step(self.step, self._pace)
+        if ranks.alone:  # in the first process this model is not watched
+            self._ranks = None
+
+    def _gather(self, name: str, table: Table) -> None:
+        """Take a reading of this process, together with those of the others."""
+        if self._ranks is None:
+            self._take(name, table)
+        else:
+            weights = self._counts if name in ("gradients", "weights") else None
+            self._ranks.take(name, table, weights, lambda found: self._take(name, found))
+
+    def _gather_loss(self, step: int, rate: float | None, loss: float | None) -> None:
+        if self._ranks is None or loss is None:
+            self._take_loss(step, rate, loss)
+            return
+        own = Table(step, ("",), ("loss",), as_array(torch.tensor([[loss]])))
+        self._ranks.take("losses", own, None, lambda found: self._take_losses(rate, found))
+        if not self._ranks.first:
+            self.stream.losses.add(step, loss)
+            if math.isfinite(loss):
+                self.stream.origin = None
+
+    def _take_losses(self, rate: float | None, found: Table) -> None:
+        if self._ranks is not None:
+            self.stream.origin = self._ranks.origin(found.step) or self.stream.origin
+        self._take_loss(found.step, rate, found.values.item())
 
     # judging
 
     def _post(self, name: str, rows: tuple[str, ...], statistics: tuple[str, ...], values: Tensor) -> None:
         step = self.step
-        self._mail.post(values, lambda x: self._take(name, Table(step, rows, statistics, as_array(x))))
+        self._mail.post(values, lambda x: self._gather(name, Table(step, rows, statistics, as_array(x))))
 
     def _take(self, name: str, table: Table) -> None:
         self.stream.add(name, table)
@@ -320,7 +394,7 @@ class Session:
         if self.step < _COURSE or self.stream.losses.falling:
             findings = [f for f in findings if f.severity is not Severity.WARNING]
         causes = frozenset(finding.cause for finding in findings)
-        sure = causes if first else causes & (self._candidates | self._notices.lasting("exam"))
+        sure = causes if first else causes & (self._candidates | frozenset(self._notices.lasting("exam")))
         self._notices.update("exam", self.step, [f for f in findings if f.cause in sure])
         self._candidates = causes
         if causes - sure:
@@ -337,25 +411,6 @@ class Session:
         if self._sink is not None:
             self._sink.write(kind, step, values)
 
-    # whose training it is
-
-    def _is_ours(self, optimizer: Optimizer) -> bool:
-        ours = None if self._optimizer is None else self._optimizer()
-        if ours is None and optimizer not in self._others:
-            model = self._model()
-            own = set() if model is None else {id(p) for p in model.parameters()}
-            if own & _ids(optimizer):
-                ours, self._optimizer = optimizer, weakref.ref(optimizer)
-        if optimizer is not ours:
-            self._others.add(optimizer)
-        return optimizer is ours
-
-    def _held(self) -> frozenset[int]:
-        """The `id` of every parameter that some optimizer is known to step."""
-        ours = None if self._optimizer is None else self._optimizer()
-        known = [*self._others, *([] if ours is None else [ours])]
-        return frozenset().union(*map(_ids, known))
-
 
 class _Guarded:
     """A session as a listener that never raises."""
@@ -365,21 +420,6 @@ class _Guarded:
         self.after_backward = session.guard(session.after_backward)
         self.before_step = session.guard(session.before_step)
         self.after_step = session.guard(session.after_step)
-
-
-def _ids(optimizer: Optimizer) -> frozenset[int]:
-    return frozenset(id(p) for group in optimizer.param_groups for p in group["params"])
-
-
-def _rate(optimizer: Optimizer) -> float | None:
-    """The largest learning rate; None where it is on a device."""
-    highest = 0.0
-    for group in optimizer.param_groups:
-        rate = group.get("lr")
-        if type(rate) is not float and not isinstance(rate, int):
-            return None
-        highest = max(highest, rate)
-    return highest
 
 
 def _compiled(model: nn.Module) -> bool:

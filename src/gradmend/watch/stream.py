@@ -87,6 +87,14 @@ class Losses:
             self._all = [fmean(self._all[i : i + 2]) for i in range(0, _KEPT, 2)]
             self._stride *= 2
 
+    def forget(self, step: int) -> None:
+        """What came after this step never was."""
+        if step < self.count:
+            self.count = step
+            self.recent = deque((pair for pair in self.recent if pair[0] <= step), maxlen=_RECENT)
+            self._all, self._part = self._all[: step // self._stride], []
+            self.bound = math.inf
+
     @property
     def falling(self) -> bool:
         """Whether the last ones are a twentieth below the first, in the middle."""
@@ -150,11 +158,16 @@ class Stream:
         self._tables: dict[str, tuple[Table | None, Table]] = {}
         self.sites: dict[str, tuple[str, str | None]] = {}
         self.origin: Finding | None = None
-        self.lasting: frozenset[Cause] = frozenset()
+        self.lasting: dict[Cause, Finding] = {}
 
     def add(self, name: str, table: Table) -> None:
         """Take a reading; the one before it is kept as well."""
         self._tables[name] = self.latest(name), table
+
+    def forget(self, step: int) -> None:
+        """The training is again as it was after this step, or goes on with other weights."""
+        self._tables.clear()
+        self.losses.forget(step)
 
     def locate(self, anatomy: Anatomy) -> None:
         """Learn where parameters are used."""

@@ -1,13 +1,13 @@
-"""Taps: mean and size of each layer's output, and the size of the gradient at it, in some of the steps.
+"""Taps: the size of each layer's output, and that of the gradient at it, in some of the steps.
 
 One global forward hook looks at the output of the chosen modules, a hook on its node at its gradient. Both
-write into one buffer that is made once; nothing of the signal is kept. Per layer that are three sums.
+write into one buffer that is made once; nothing of the signal is kept. Per layer that are two sums.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -18,11 +18,10 @@ from torch.utils.hooks import RemovableHandle
 
 from gradmend.anatomy import Anatomy, Site
 from gradmend.kinds import tensors_in
+from gradmend.probe import Guard
 
-_Slots: TypeAlias = tuple[int, Tensor, Tensor, Tensor]
-"""Which module, and where its sum, its sum of squares and that of its gradient go."""
-
-Guard: TypeAlias = Callable[[Callable[..., None]], Callable[..., None]]
+_Slots: TypeAlias = tuple[int, Tensor, Tensor]
+"""Which module, and where its sum of squares and that of its gradient go."""
 
 
 class Taps:
@@ -41,18 +40,18 @@ class Taps:
         >>> taps.open()
         >>> layer(torch.ones(3, 2)).mean().backward()
         >>> taps.close()
-        >>> round(taps.read()[0, 2].item(), 4)  # the gradient is 1/3 at each of three outputs
+        >>> round(taps.read()[0, 1].item(), 4)  # the gradient is 1/3 at each of three outputs
         0.3333
     """
 
-    statistics = ("mean", "rms", "gradient")
+    statistics = ("rms", "gradient")
 
     def __init__(
         self, modules: Mapping[str, nn.Module], device: torch.device, guard: Guard = lambda function: function
     ) -> None:
         self.names = tuple(modules)
-        self._sums = torch.full((len(modules), 3), math.nan, device=device)
-        rows = ((row[0], row[1], row[2]) for row in self._sums)
+        self._sums = torch.full((len(modules), 2), math.nan, device=device)
+        rows = ((row[0], row[1]) for row in self._sums)
         self._slots: dict[int, _Slots] = {  # by the `id`, so that no module is kept alive
             id(module): (place, *row)
             for place, (module, row) in enumerate(zip(modules.values(), rows, strict=True))
@@ -80,18 +79,17 @@ class Taps:
             self._handle = None
 
     def read(self, scale: float | Tensor = 1.0) -> Tensor:
-        """Mean and rms of the outputs, and rms of the gradients at them: [modules, 3], NaN where unknown.
+        """Rms of the outputs, and of the gradients at them: [modules, 2], NaN where unknown.
 
         Args:
             scale: what the loss was multiplied by; gradients that are too large because of it are unknown.
         """
         if self._counts is None:
             self._counts = torch.tensor(self._sizes).to(self._sums.device, non_blocking=True)[:, None]
-        found = self._sums / self._counts
-        found[:, 1:].sqrt_()
+        found = (self._sums / self._counts).sqrt_()
         if isinstance(scale, Tensor):
-            gradients = found[:, 2] / scale
-            found[:, 2] = gradients.where(gradients.isfinite(), gradients.new_full((), math.nan))
+            gradients = found[:, 1] / scale
+            found[:, 1] = gradients.where(gradients.isfinite(), gradients.new_full((), math.nan))
         return found
 
     def _see(self, module: nn.Module, _given: object, output: Any) -> None:
@@ -109,10 +107,9 @@ class Taps:
             if signal.device != self._sums.device:
                 return
             self._sizes[slots[0]], self._counts = size, None
-        torch.sum(values, 0, out=slots[1])
-        torch.dot(values, values, out=slots[2])
+        torch.dot(values, values, out=slots[1])
         if signal.requires_grad:
-            self._follow(signal, slots[3])
+            self._follow(signal, slots[2])
         else:
             self._without_graph[id(module)] = slots
 
@@ -121,7 +118,7 @@ class Taps:
         slots = self._without_graph.pop(id(module), None)
         signal = next(tensors_in(output), None)
         if slots is not None and signal is not None and signal.requires_grad:
-            self._follow(signal, slots[3])
+            self._follow(signal, slots[2])
 
     def _follow(self, signal: Tensor, slot: Tensor) -> None:
         """See the gradient at a signal; a hook on its node is set in half the time of one on itself."""

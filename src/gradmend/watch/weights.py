@@ -36,16 +36,16 @@ class Weights:
 
     def before(self) -> None:
         """Look at the values."""
-        values = [_local(p) for p in self._parameters]
+        values = [local(p) for p in self._parameters]
         self._norms = list(torch._foreach_norm(values))
         self._samples = [_sample(x).clone() for x in values]
 
     def after(self) -> Tensor:
         """Rms of the values before the step, and of the step: [parameters, 2]."""
-        now = [_sample(_local(p)) for p in self._parameters]
+        now = [_sample(local(p)) for p in self._parameters]
         torch._foreach_sub_(self._samples, now)
         steps = torch._foreach_norm(self._samples)
-        counts = [math.sqrt(p.numel()) for p in self._parameters]
+        counts = [math.sqrt(local(p).numel()) for p in self._parameters]
         sampled = [math.sqrt(x.numel()) for x in now]
         device = steps[0].device
         rows = [
@@ -57,7 +57,7 @@ class Weights:
         return torch.stack(rows, dim=1)
 
 
-def _local(parameter: Tensor) -> Tensor:
+def local(parameter: Tensor) -> Tensor:
     """The values, of a sharded parameter the shard."""
     found: Tensor = parameter.detach()
     return found.to_local() if hasattr(found, "to_local") else found
