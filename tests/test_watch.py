@@ -258,7 +258,9 @@ def test_losses_go_to_the_optimizer_that_steps_next() -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "steps"), [(5, [5, 10, 15]), ("log", [2, 4, 8, 16]), (lambda step: step == 7, [7])], ids=str
+    ("every", "steps"),
+    [(5, [5, 10, 15]), ("log", [2, 4, 8, 16]), (lambda step: step == 7, [7])],
+    ids=["number", "log", "function"],
 )
 def test_layers_are_looked_at_when_asked_for(every: Any, steps: list[int]) -> None:
     model = network()

@@ -40,6 +40,9 @@ _DRAWN = re.compile(r'set_weight\(model\.get_submodule\("([^"]+)"\), (.+?)(?:, b
 _LEAKY = re.compile(r"partial\(nn\.init\.kaiming_normal_, a=([-\d.e]+), nonlinearity='leaky_relu'\)")
 _ABSORBED = re.compile(r'absorb\(model\.get_submodule\(("[^"]+")\)(.*)\)')
 _NUMBER = re.compile(r"partial\(nn\.init\.(\w+, \w+)=([-\d.e]+)\)")
+_WITHIN = re.compile(r'\("(body\.)+')
+"""What stands in front of a layer's name once something has been put before the model."""
+
 _OPTIMIZERS = {"NAdam": "Nadam"}
 _COMPILED = (UseOptimizer, LearningRate, ClipNorm, ClipValue)
 
@@ -109,8 +112,9 @@ def _told(edits: Sequence[Edit], model: Any) -> tuple[_Configs, str] | None:
     configs: _Configs = {}
     calls = ""
     for edit in edits:
-        entry = _activation(edit.code, model) or _weights(edit.code, model)
-        call = _ABSORBED.fullmatch(edit.code)
+        code = _WITHIN.sub('("', edit.code)
+        entry = _activation(code, model) or _weights(code, model)
+        call = _ABSORBED.fullmatch(code)
         if entry is not None:
             configs.setdefault(entry[0], {}).update(entry[1])
         elif call is not None:
