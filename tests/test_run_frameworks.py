@@ -9,7 +9,7 @@ from running import ROOT, plain, watched
 
 FILE = str(ROOT / "tests" / "frameworks.py")
 SEEN = {
-    "lightning": "gradmend: Sequential, 11 steps",  # the first began before anything of the model was called
+    "lightning": "gradmend: Sequential, 12 steps",
     "huggingface": "gradmend: Classifier, 12 steps",
     "keras": "gradmend: Sequential, 11 steps",  # the first shows that it has no optimizer of torch
 }
