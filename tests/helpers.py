@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -202,3 +202,19 @@ def assert_parameter(reading: Any, gradient: Tensor | None) -> None:
     else:
         size = gradient.double().square().mean().sqrt().item()
         assert reading.gradient == pytest.approx(size, rel=1e-4, abs=1e-9)
+
+
+class Book:
+    """A journal in memory."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, int, Mapping[str, Any]]] = []
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        self.rows.append((kind, step, values))
+
+    def of(self, kind: str) -> list[tuple[int, Mapping[str, Any]]]:
+        return [(step, values) for found, step, values in self.rows if found == kind]
+
+    def values(self, kind: str) -> list[Mapping[str, Any]]:
+        return [values for _, values in self.of(kind)]

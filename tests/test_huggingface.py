@@ -1,6 +1,5 @@
 """The Hugging Face callback, with the real trainer and a small model of theirs."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ pytest.importorskip("accelerate", reason="accelerate is not installed")
 
 from gradmend.causes import Cause  # noqa: E402
 from gradmend.integrations.huggingface import WatchCallback  # noqa: E402
+from helpers import Book  # noqa: E402
 
 BACKWARD = torch.autograd.backward
 TOKENS = torch.randint(32, (32, 6), generator=torch.Generator().manual_seed(0))
@@ -25,19 +25,6 @@ QUIET = {
     "save_strategy": "no",
     "dataloader_pin_memory": False,
 }
-
-
-class Records:
-    """A journal in memory."""
-
-    def __init__(self) -> None:
-        self.all: list[tuple[str, int, Mapping[str, Any]]] = []
-
-    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        self.all.append((kind, step, values))
-
-    def of(self, kind: str) -> list[Mapping[str, Any]]:
-        return [values for known, _, values in self.all if known == kind]
 
 
 def language_model() -> nn.Module:
@@ -63,25 +50,25 @@ def trained(folder: Path, *callbacks: Any, model: nn.Module | None = None, **opt
     ids=["plain", "accumulated", "mixed precision"],
 )
 def test_watches_every_step_and_changes_nothing(tmp_path: Path, options: dict[str, Any], capsys: Any) -> None:
-    journal = Records()
+    journal = Book()
     watching = WatchCallback(journal=journal)
     watched, alone = trained(tmp_path, watching, **options), trained(tmp_path, **options)
     assert all(map(torch.equal, watched.parameters(), alone.parameters()))
     steps = 16 // options.get("gradient_accumulation_steps", 1)
     assert watching.watch is not None
-    assert watching.watch.step == steps == len(journal.of("step"))
-    assert all(0 < values["loss"] < 6 for values in journal.of("step"))
-    assert all(values["rate"] <= 0.01 for values in journal.of("step"))
-    assert not journal.of("note")
+    assert watching.watch.step == steps == len(journal.values("step"))
+    assert all(0 < values["loss"] < 6 for values in journal.values("step"))
+    assert all(values["rate"] <= 0.01 for values in journal.values("step"))
+    assert not journal.values("note")
     assert "error inside" not in capsys.readouterr().err
     assert torch.autograd.backward is BACKWARD
     assert not _global_forward_pre_hooks
 
 
 def test_signals_of_the_layers_are_seen(tmp_path: Path) -> None:
-    journal = Records()
+    journal = Book()
     trained(tmp_path, WatchCallback(every=1, journal=journal))
-    tables = {values["table"]: values for values in journal.of("reading")}
+    tables = {values["table"]: values for values in journal.values("reading")}
     assert "model.layers.0.self_attn.q_proj" in tables["layers"]["rows"]
     assert "model.layers.1.mlp.up_proj.weight" in tables["weights"]["rows"]
 

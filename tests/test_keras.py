@@ -2,7 +2,6 @@
 
 import gc
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,23 +15,11 @@ keras = pytest.importorskip("keras", reason="Keras is not installed")
 from gradmend.causes import Cause  # noqa: E402
 from gradmend.data import load  # noqa: E402
 from gradmend.integrations.keras import WatchCallback  # noqa: E402
+from helpers import Book  # noqa: E402
 
 BACKWARD = torch.autograd.backward
 X = np.random.default_rng(0).standard_normal((64, 8)).astype("float32")
 Y = X[:, :3].argmax(1)
-
-
-class Records:
-    """A journal in memory."""
-
-    def __init__(self) -> None:
-        self.all: list[tuple[str, int, Mapping[str, Any]]] = []
-
-    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        self.all.append((kind, step, values))
-
-    def of(self, kind: str) -> list[Mapping[str, Any]]:
-        return [values for known, _, values in self.all if known == kind]
 
 
 def classifier(**compiled: Any) -> Any:
@@ -51,22 +38,22 @@ def fitted(*callbacks: Any, x: Any = X, epochs: int = 2, **compiled: Any) -> Any
 
 
 def test_watches_every_step_and_changes_nothing(capsys: Any) -> None:
-    journal = Records()
+    journal = Book()
     watching = WatchCallback(journal=journal)
     watched, alone = fitted(watching), fitted()
     assert all(map(np.array_equal, watched.get_weights(), alone.get_weights()))
     assert watching.watch is not None
-    assert watching.watch.step == 8 == len(journal.of("step"))
-    assert all(0 < values["loss"] < 5 for values in journal.of("step"))
-    assert [values["rate"] for values in journal.of("step")] == pytest.approx([0.01] * 8)
-    assert not journal.of("note")
+    assert watching.watch.step == 8 == len(journal.values("step"))
+    assert all(0 < values["loss"] < 5 for values in journal.values("step"))
+    assert [values["rate"] for values in journal.values("step")] == pytest.approx([0.01] * 8)
+    assert not journal.values("note")
     assert "error inside" not in capsys.readouterr().err
     assert torch.autograd.backward is BACKWARD
     assert not _global_forward_pre_hooks
 
 
 def test_the_losses_are_those_of_keras() -> None:
-    journal, seen = Records(), []
+    journal, seen = Book(), []
 
     class Seen(keras.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -74,7 +61,7 @@ def test_the_losses_are_those_of_keras() -> None:
 
     fitted(WatchCallback(journal=journal), Seen(), epochs=1)
     losses = np.diff([0, *seen])
-    assert [values["loss"] for values in journal.of("step")] == pytest.approx(losses, rel=1e-5)
+    assert [values["loss"] for values in journal.values("step")] == pytest.approx(losses, rel=1e-5)
 
 
 def test_steps_are_measured_whole() -> None:
@@ -112,10 +99,10 @@ def test_a_bad_batch_is_found(capsys: Any) -> None:
 
 
 def test_a_raised_rate_is_seen() -> None:
-    journal = Records()
+    journal = Book()
     schedule = keras.callbacks.LearningRateScheduler(lambda epoch: 0.01 * 10**epoch)
     fitted(schedule, WatchCallback(journal=journal))
-    assert [values["rate"] for values in journal.of("step")] == pytest.approx([0.01] * 4 + [0.1] * 4)
+    assert [values["rate"] for values in journal.values("step")] == pytest.approx([0.01] * 4 + [0.1] * 4)
 
 
 def test_after_an_exception_nothing_is_left() -> None:

@@ -1,7 +1,6 @@
 """The Lightning callback, with Lightning's own trainer."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not in
 from gradmend.causes import Cause  # noqa: E402
 from gradmend.integrations.lightning import WatchCallback  # noqa: E402
 from gradmend.journal import Journal  # noqa: E402
+from helpers import Book  # noqa: E402
 
 BACKWARD = torch.autograd.backward
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
@@ -63,19 +63,6 @@ class Adversaries(lightning.LightningModule):
         return [torch.optim.Adam(part.parameters(), 0.01) for part in (self.generator, self.critic)]
 
 
-class Records:
-    """A journal in memory."""
-
-    def __init__(self) -> None:
-        self.all: list[tuple[str, int, Mapping[str, Any]]] = []
-
-    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        self.all.append((kind, step, values))
-
-    def steps(self) -> list[Mapping[str, Any]]:
-        return [values for kind, _, values in self.all if kind == "step"]
-
-
 def fit(model: Any, *callbacks: Any, resume: str | None = None, **options: Any) -> Any:
     options = {"max_epochs": 2, "enable_checkpointing": False, "accelerator": "cpu", **QUIET, **options}
     trainer = lightning.Trainer(callbacks=list(callbacks), **options)
@@ -103,28 +90,27 @@ def nothing_is_left() -> bool:
     ids=["plain", "accumulated and clipped", "mixed precision"],
 )
 def test_watches_every_step_and_changes_nothing(options: dict[str, Any], capsys: Any) -> None:
-    journal = Records()
+    journal = Book()
     watching = WatchCallback(journal=journal)
     watched, alone = trained(watching, **options), trained(**options)
     steps = 8 // options.get("accumulate_grad_batches", 1)
     assert all(map(torch.equal, watched, alone))
-    assert watching.watches["net"].step == steps == len(journal.steps())
-    assert all(0 < values["loss"] < 3 for values in journal.steps())
-    assert {"layers", "gradients"} & {v["table"] for kind, _, v in journal.all if kind == "reading"}
-    assert not [values for kind, _, values in journal.all if kind == "note"]
+    assert watching.watches["net"].step == steps == len(journal.values("step"))
+    assert all(0 < values["loss"] < 3 for values in journal.values("step"))
+    assert {"layers", "gradients"} & {values["table"] for values in journal.values("reading")}
+    assert not journal.values("note")
     assert "error inside" not in capsys.readouterr().err
     assert nothing_is_left()
 
 
 def test_each_optimizer_has_its_part() -> None:
-    journals: dict[str, Records] = {"generator": Records(), "critic": Records()}
+    journals: dict[str, Book] = {"generator": Book(), "critic": Book()}
     watching = WatchCallback(journal=journals.__getitem__)
     fit(Adversaries(), watching)
     assert {name: watch.step for name, watch in watching.watches.items()} == {"generator": 8, "critic": 8}
-    assert next(values["loss"] for values in journals["critic"].steps()) > 0.5
-    rows = {
-        v["rows"] for kind, _, v in journals["critic"].all if kind == "reading" and v["table"] == "gradients"
-    }
+    assert next(values["loss"] for values in journals["critic"].values("step")) > 0.5
+    readings = journals["critic"].values("reading")
+    rows = {values["rows"] for values in readings if values["table"] == "gradients"}
     assert rows == {("weight", "bias")}
 
 

@@ -7,8 +7,7 @@ from torch import nn
 
 from gradmend import mend
 from gradmend.setup import Budget, Setup
-from gradmend.training import run_trial
-from gradmend.treatment.run import Run
+from gradmend.training import Run, run_trial
 from healthy import CASES
 from healthy_data import Case
 from helpers import SGD, blobs, plain

@@ -1,8 +1,6 @@
 """Patches: the user's file after them gives the mended model, and all that was not meant stays as it was."""
 
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,14 +23,7 @@ from gradmend.remedies import (
 )
 from patching import DECORATED, HEAD, PLAIN, mend, rates, removed
 
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    for name in ("net", "again"):
-        sys.modules.pop(name, None)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 # ---- layers and functions where they stand

@@ -4,8 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +40,7 @@ from gradmend.target import Wishes, find, import_file
 from gradmend.training.loop import Stepper
 from patching import HEAD, PLAIN, applied, mend, rates, removed, treated
 
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    for name in ("net", "again"):
-        sys.modules.pop(name, None)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 # ---- what trains

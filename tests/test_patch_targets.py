@@ -1,9 +1,5 @@
 """Patches of every kind of target: the patched file gives the mended model, and its optimizer holds it."""
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from gradmend.remedies import (
@@ -18,6 +14,8 @@ from gradmend.remedies import (
     UseOptimizer,
 )
 from patching import mend
+
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 HEAD = """import torch
 from torch import nn
@@ -272,15 +270,6 @@ PLANS: dict[str, list[Remedy]] = {
     "in place": [DropSquashing(), SwapActivation("ReLU"), LayerNorm(), He(), LearningRate(0.01)],
     "wrapped": [StandardizeInput(), Tailor("Tanh"), UseOptimizer("Adam", 0.01)],
 }
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    for name in ("net", "again"):
-        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """A watch finds what goes wrong in a running training, where and when, and tells its journal."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from gradmend.causes import Cause
 from gradmend.errors import SetupError
 from gradmend.journal import Journal
 from gradmend.watch import Notice, Watch
+from helpers import Book
 
 EVERY = 10
 FAULT = 61
@@ -29,19 +30,6 @@ def network() -> nn.Sequential:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
     return model
-
-
-class Book:
-    """A journal in memory."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, int, Mapping[str, Any]]] = []
-
-    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        self.rows.append((kind, step, values))
-
-    def of(self, kind: str) -> list[tuple[int, Mapping[str, Any]]]:
-        return [(step, values) for found, step, values in self.rows if found == kind]
 
 
 Fault = Callable[[nn.Sequential, torch.optim.Optimizer, Tensor], object]

@@ -17,8 +17,9 @@ from torch.optim import SGD, Adam, Optimizer
 from gradmend.causes import Cause
 from gradmend.journal import Journal
 from gradmend.watch import Watch
+from helpers import Book
 from running import script, watched
-from test_watch import Book, faster, kill, network
+from test_watch import faster, kill, network
 from test_watch_undisturbed import MODELS, course, plain, quiet, same
 
 FAULT = 61

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradmend.errors import MissingExtraError
-from gradmend.watch import Sink, Watch
+from gradmend.watch import Every, Sink, Watch
 
 try:
     from transformers import TrainerCallback
@@ -59,7 +58,7 @@ class WatchCallback(TrainerCallback):
     def __init__(
         self,
         *,
-        every: int | str | Callable[[int], bool] | None = None,
+        every: Every = None,
         budget: float = 0.02,
         journal: Sink | str | Path | None = None,
     ) -> None:

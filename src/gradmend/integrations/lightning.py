@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from gradmend.console import plain
 from gradmend.diagnosis import Severity
 from gradmend.errors import MissingExtraError
-from gradmend.watch import Notice, Sink, Watch
+from gradmend.watch import Every, Notice, Sink, Watch
 
 try:
     from lightning.pytorch import Callback
@@ -64,7 +64,7 @@ class WatchCallback(Callback):
     def __init__(
         self,
         *,
-        every: int | str | Callable[[int], bool] | None = None,
+        every: Every = None,
         budget: float = 0.02,
         journal: Sink | str | Path | Callable[[str], Sink] | None = None,
     ) -> None:

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -150,6 +150,12 @@ class Meter:
     def steps(self) -> int:
         """How many steps were noted."""
         return len(self.losses) + len(self._pending)
+
+
+def to_train(model: nn.Module) -> None:
+    """A model wholly in eval mode trains wholly; in one that trains, parts in eval mode stay frozen so."""
+    if not model.training:
+        model.train()
 
 
 def accuracy(right: Sequence[tuple[float, int]]) -> float | None:

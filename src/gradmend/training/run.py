@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain, count, cycle, islice
+from itertools import chain, count, islice
 from statistics import median
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -16,16 +16,16 @@ import torch
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradmend.console import Printable, number, plain_data
 from gradmend.data import Data, load
 from gradmend.errors import DataError, SetupError
 from gradmend.profile import Profile
-from gradmend.setup import Batch, Budget, Setup
+from gradmend.setup import Batch, Setup
 from gradmend.training.evaluation import evaluate, modes_restored, observe
-from gradmend.training.feed import Feed, choose_device, feed, home, move, recut
-from gradmend.training.loop import Meter, Stepper, accuracy, best_threads, grouped, seeded
+from gradmend.training.feed import Feed, choose_device, feed, move
+from gradmend.training.loop import Meter, Stepper, accuracy, best_threads, grouped, seeded, to_train
 from gradmend.training.recall import Recall
 from gradmend.zoo import Recipe, recipe
 
@@ -150,95 +150,6 @@ def train(
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One short training run of a copy.
-
-    Args:
-        label: what was tried.
-        losses: of every optimizer step.
-        accuracy: the share of right outputs in the last quarter of the steps; None without classes.
-        seconds: that it took.
-        diverged: whether a loss was NaN or infinite.
-        fit: what the judge said of the trained copy, if there was one.
-    """
-
-    label: str
-    losses: tuple[float, ...]
-    accuracy: float | None
-    seconds: float
-    diverged: bool
-    fit: float | None = None
-
-    @property
-    def initial_loss(self) -> float:
-        """The loss of the first step."""
-        return self.losses[0]
-
-    @property
-    def final_loss(self) -> float:
-        """The median loss of the last quarter of the steps; infinite when it diverged."""
-        return math.inf if self.diverged else median(self.losses[-_quarter(len(self.losses)) :])
-
-
-def run_trial(
-    setup: Setup,
-    batches: Sequence[Batch],
-    budget: Budget,
-    *,
-    label: str = "",
-    seed: int = 0,
-    judge: Callable[[Setup], float | None] | None = None,
-) -> Trial:
-    """Train a copy on the batches, over and over in their order; nothing of the setup is touched.
-
-    Args:
-        batches: at least one, on the device of the model.
-        budget: ends the run by steps or by seconds, whichever is first.
-        label: what the trial is called.
-        seed: of all random numbers while training.
-        judge: looks at the trained copy, which is its own.
-
-    Raises:
-        SetupError: if the setup cannot be copied, or lacks a loss or an optimizer.
-        BatchError: if model, batch and loss do not fit each other.
-
-    Example:
-        >>> from functools import partial
-        >>> nn = torch.nn
-        >>> setup = Setup(nn.Linear(2, 1), nn.MSELoss(), partial(torch.optim.SGD, lr=0.1))
-        >>> trial = run_trial(setup, [(torch.ones(4, 2), torch.ones(4, 1))], Budget(steps=20))
-        >>> len(trial.losses), trial.final_loss < trial.initial_loss
-        (20, True)
-    """
-    copied = setup.copy()
-    observed, tally = observe(copied)
-    with seeded(seed, home(copied.model)):
-        _to_train(copied.model)
-        step, meter = Stepper(observed), Meter(tally, stretch=max(1, min(50, budget.steps // 8)))
-        start = perf_counter()
-        given = list(recut(batches, setup.batch_size))
-        for group in islice(grouped(cycle(given), setup.accumulate), budget.steps):
-            meter.add(step(group))
-            if meter.diverged or perf_counter() - start > budget.seconds:
-                break
-        meter.fetch()
-        seconds = perf_counter() - start
-        fit = judge(copied) if judge and not meter.diverged else None
-    right = meter.right[-_quarter(len(meter.right)) :]
-    return Trial(label, tuple(meter.losses), accuracy(right), seconds, meter.diverged, fit)
-
-
-def _to_train(model: nn.Module) -> None:
-    """A model wholly in eval mode trains wholly; in one that trains, parts in eval mode stay frozen so."""
-    if not model.training:
-        model.train()
-
-
-def _quarter(steps: int) -> int:
-    return math.ceil(steps / 4)
-
-
-@dataclass(frozen=True)
 class _Plan:
     setup: Setup
     data: Any
@@ -280,7 +191,7 @@ def _plan(
 
 def _run(plan: _Plan, source: Feed, device: torch.device, show: Show) -> History:
     observed, tally = observe(plan.setup)
-    _to_train(plan.setup.model)
+    to_train(plan.setup.model)
     epochs = (grouped(source.epoch(), plan.setup.accumulate) for _ in count())
     opening = next(epochs)
     first = list(islice(opening, 1))

@@ -27,10 +27,9 @@ from gradmend.remedies import (
     anatomy_of,
 )
 from gradmend.setup import Batch, Budget, Setup
-from gradmend.training import Trial
+from gradmend.training import Run, Trial
 from gradmend.training.evaluation import evaluate, fit
 from gradmend.treatment.plans import Plan, cost, describe, joined
-from gradmend.treatment.run import Run
 from gradmend.treatment.structures import extensions, structures
 
 _SPEEDS, _ENTRANTS = 3, 6

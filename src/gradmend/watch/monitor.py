@@ -18,7 +18,7 @@ from gradmend.journal import record
 from gradmend.profile import Profile
 from gradmend.watch import events
 from gradmend.watch.notices import Notice, Notices, Report, Sink, print_notice
-from gradmend.watch.pace import Pace, schedule
+from gradmend.watch.pace import Every, Pace, schedule
 from gradmend.watch.ranks import rank
 from gradmend.watch.session import Session
 from gradmend.watch.treat import Act, Autopilot
@@ -78,7 +78,7 @@ class Watch:
         model: nn.Module,
         optimizer: Optimizer | None = None,
         *,
-        every: int | str | Callable[[int], bool] | None = None,
+        every: Every = None,
         budget: float = 0.02,
         journal: Sink | str | Path | None = None,
         report: Report | None = None,

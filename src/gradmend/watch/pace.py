@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from gradmend.errors import SetupError
 
 Every: TypeAlias = int | str | Callable[[int], bool] | None
+"""How often layers are looked at: every so many steps, "log", where a function says so, or by the budget."""
 
 SHARES = {"exam": 0.1, "taps": 0.25, "gradients": 0.2, "weights": 0.1}
 """Of the budget, by what is looked at; the rest is for what every step costs, some 30 microseconds."""

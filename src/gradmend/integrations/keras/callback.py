@@ -10,7 +10,7 @@ from typing import Any
 
 from gradmend.attach.stand_ins import ByHand
 from gradmend.integrations.keras.backend import import_keras
-from gradmend.watch import Sink, Watch, events
+from gradmend.watch import Every, Sink, Watch, events
 
 _Callback: Any = import_keras().callbacks.Callback
 
@@ -50,7 +50,7 @@ class WatchCallback(_Callback):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        every: int | str | Callable[[int], bool] | None = None,
+        every: Every = None,
         budget: float = 0.02,
         journal: Sink | str | Path | None = None,
     ) -> None:
