@@ -92,10 +92,14 @@ class Data:
         return chain.from_iterable(self._epoch(size, generator) for _ in rounds)
 
     def _epoch(self, size: int, generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in self.order(size, generator):  # index_select copies at less than half the cost of x[rows]
+            yield self.x.index_select(0, rows), self.y.index_select(0, rows)
+
+    def order(self, size: int, generator: torch.Generator | None = None) -> list[Tensor]:
+        """The numbers of the rows of each batch of one epoch, as `batches` draws them."""
         device = self.x.device if generator is None else generator.device
         order = torch.randperm(len(self.x), generator=generator, device=device).to(self.x.device)
         parts = list(torch.split(order, size))
         if len(parts) > 1 and len(parts[-1]) == 1 < size:
             parts[-2:] = [torch.cat(parts[-2:])]
-        for rows in parts:  # index_select copies rows at less than half the cost of x[rows]
-            yield self.x.index_select(0, rows), self.y.index_select(0, rows)
+        return parts

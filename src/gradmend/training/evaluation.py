@@ -41,7 +41,7 @@ class Tally:
         """Keep what a loss function was given."""
         if self._first:
             self._first = False
-            self._right = _judge(self._loss_fn, output, target)
+            self._right = judge(self._loss_fn, output, target)
         if self._right is not None:
             self._kept.append((output.detach(), target))
 
@@ -114,8 +114,8 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _judge(loss_fn: LossFn | None, output: Any, target: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """What counts as right for such outputs, if anything does."""
+def judge(loss_fn: LossFn | None, output: Any, target: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """What counts as right for such outputs, a function of outputs and targets; None if nothing does."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.dim() == 0:
         return None
     if target.dtype == torch.int64 and target.dim() == 1 and output.dim() == 2:

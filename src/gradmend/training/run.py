@@ -35,7 +35,8 @@ _EPOCHS = 10
 _BATCH_SIZE = 32
 _TEST_ROWS = 1000
 _LONG = 200  # steps; fewer do not repay the choice of threads
-_ENDLESS = sys.maxsize
+ENDLESS = sys.maxsize
+"""As many steps or epochs as it takes."""
 
 
 @dataclass(frozen=True)
@@ -139,39 +140,51 @@ def train(
         >>> history.steps, round(history.loss[-1], 1)  # ln 10: it has not learnt anything
         (20, 2.3)
     """
-    plan = _plan(setup, data, epochs, steps, batch_size, seed)
+    plan = plan_for(setup, data, epochs, steps, batch_size, seed)
     where = choose_device(device)
     move(plan.setup, where)
     source = feed(plan.data, plan.batch_size, seed, where, plan.setup.batch_size)
     with modes_restored(plan.setup.model), seeded(seed, where):
         with _bar(plan.total(source.batches), progress) as show:
             history = _run(plan, source, where, show)
-        return _tested(history, plan, validate, where)
+        return tested(history, plan, validate, where)
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
+    """A training as it was asked for, with what nobody said filled in."""
+
     setup: Setup
     data: Any
     epochs: int
     steps: int
     batch_size: int
 
+    @property
+    def length(self) -> int:
+        """How many optimizer steps on the rows of a `Data` there will be, about."""
+        return self.total(math.ceil(len(self.data.x) / self.batch_size)) or ENDLESS
+
     def total(self, batches: int | None) -> int | None:
         """How many optimizer steps there will be, about; None if that is not known."""
-        per_epoch = _ENDLESS if batches is None else math.ceil(batches / self.setup.accumulate)
+        per_epoch = ENDLESS if batches is None else math.ceil(batches / self.setup.accumulate)
         total = min(self.steps, self.epochs * per_epoch)
-        return None if total >= _ENDLESS else total
+        return None if total >= ENDLESS else total
 
 
-def _plan(
+def plan_for(
     setup: Setup | Recipe | str,
     data: Any,
     epochs: int | None,
     steps: int | None,
     batch_size: int | None,
     seed: int,
-) -> _Plan:
+) -> Plan:
+    """What `train` is going to do with its arguments.
+
+    Raises:
+        SetupError: for both `epochs` and `steps`, or less than one.
+    """
     if epochs is not None and steps is not None:
         raise SetupError(f"Give `epochs` or `steps`, not both ({epochs} and {steps}).")
     if any(count is not None and count < 1 for count in (epochs, steps)):
@@ -185,11 +198,11 @@ def _plan(
         data = setup.data if data is None else data
         setup = setup.setup
     rows = load(data) if isinstance(data, str) else data
-    limit = epochs or (usual[0] if steps is None else _ENDLESS)
-    return _Plan(setup, rows, limit, steps or _ENDLESS, batch_size or setup.batch_size or usual[1])
+    limit = epochs or (usual[0] if steps is None else ENDLESS)
+    return Plan(setup, rows, limit, steps or ENDLESS, batch_size or setup.batch_size or usual[1])
 
 
-def _run(plan: _Plan, source: Feed, device: torch.device, show: Show) -> History:
+def _run(plan: Plan, source: Feed, device: torch.device, show: Show) -> History:
     observed, tally = observe(plan.setup)
     to_train(plan.setup.model)
     epochs = (grouped(source.epoch(), plan.setup.accumulate) for _ in count())
@@ -220,7 +233,7 @@ def _run(plan: _Plan, source: Feed, device: torch.device, show: Show) -> History
 
 
 def _threads(
-    plan: _Plan, source: Feed, device: torch.device, first: Sequence[list[Batch]]
+    plan: Plan, source: Feed, device: torch.device, first: Sequence[list[Batch]]
 ) -> AbstractContextManager[None]:
     total = plan.total(source.batches)
     long = total is None or total > _LONG
@@ -228,7 +241,7 @@ def _threads(
 
 
 def _epochs(
-    plan: _Plan,
+    plan: Plan,
     epochs: Iterator[Iterable[list[Batch]]],
     step: Stepper,
     meter: Meter,
@@ -261,7 +274,8 @@ def _known(rates: Sequence[float | None]) -> tuple[float, ...] | None:
     return known or None
 
 
-def _tested(history: History, plan: _Plan, validate: Any, device: torch.device) -> History:
+def tested(history: History, plan: Plan, validate: Any, device: torch.device) -> History:
+    """The same history with what the test rows say, if there are any."""
     if validate is None and isinstance(plan.data, Data) and len(plan.data.x_test):
         validate = (plan.data.x_test, plan.data.y_test)
     if validate is None:
