@@ -27,7 +27,7 @@ from gradmend.training.run import ENDLESS, History, plan_for, tested, train
 _WORTH = 800
 """Steps, of all networks of a structure, that repay tracing it, which takes as long as some 300."""
 
-_LEAST, _MOST = 8, 64
+_LEAST, _MOST = 8, 32
 """Networks of a chunk: fewer leave much of each call to its overhead, more leave the cache."""
 
 
@@ -114,7 +114,7 @@ def _stacked(members: Sequence[Member], show: Show) -> dict[int, History]:
             raise _Stopped
         show(steps)
 
-    parts = [part for group in _groups(members) for part in _cut(group, offered)]
+    parts = [part for group in _groups(members) for part in _cut(group)]
     found: dict[int, History] = {}
     pool = ThreadPoolExecutor(offered, initializer=torch.set_num_threads, initargs=(1,))
     try:
@@ -141,9 +141,9 @@ def _groups(members: Sequence[Member]) -> list[list[Member]]:
     return [group for group in alike if len(group) > 1 and sum(m.plan.length for m in group) >= _WORTH]
 
 
-def _cut(group: Sequence[Member], workers: int) -> list[Sequence[Member]]:
-    """Parts of about equal size: enough for all workers, unless they would be small."""
-    parts = max(math.ceil(len(group) / _MOST), min(workers, len(group) // _LEAST), 1)
+def _cut(group: Sequence[Member]) -> list[Sequence[Member]]:
+    """Parts of about equal size. The number of cores has no say, so that every machine rounds alike."""
+    parts = max(math.ceil(len(group) / _MOST), min(2, len(group) // _LEAST), 1)
     size = math.ceil(len(group) / parts)
     return [group[start : start + size] for start in range(0, len(group), size)]
 

@@ -6,10 +6,10 @@ from collections.abc import Hashable
 from functools import cached_property
 from itertools import chain
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
-from gradmend.stack.plain import modules, plain
+from gradmend.stack.plain import plain
 from gradmend.training.run import Plan
 
 _ELEMENTWISE = (SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad, Adadelta)
@@ -54,14 +54,17 @@ class Member:
     def structure(self) -> Hashable:
         """Everything but numbers in tensors, rates and the like: those with the same can be stacked."""
         setup, plan = self.plan.setup, self.plan
-        tensors = (*setup.model.named_parameters(), *setup.model.named_buffers())
-        return (
-            modules(setup.model),
-            tuple(map(_tensor, tensors)),
-            type(self.optimizer),
-            plain(self.names),
-            plain((setup.loss_fn, setup.step, setup.accumulate)),
-            (plan.epochs, plan.steps, plan.batch_size),
+        length = plan.epochs, plan.steps, plan.batch_size
+        return plain(
+            (
+                setup.model,
+                setup.loss_fn,
+                setup.step,
+                setup.accumulate,
+                type(self.optimizer),
+                self.names,
+                length,
+            )
         )
 
     @property
@@ -70,8 +73,3 @@ class Member:
         setup, groups = self.plan.setup, self.optimizer.param_groups
         options = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         return plain((options, setup.schedule, setup.gradient_transform))
-
-
-def _tensor(named: tuple[str, Tensor]) -> Hashable:
-    name, tensor = named
-    return name, tuple(tensor.shape), tensor.dtype, tensor.device, tensor.requires_grad

@@ -119,7 +119,8 @@ def judge(loss_fn: LossFn | None, output: Any, target: Any) -> Callable[[Tensor,
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.dim() == 0:
         return None
     if target.dtype == torch.int64 and target.dim() == 1 and output.dim() == 2:
-        return lambda outputs, targets: outputs.argmax(1) == targets
+        # not argmax, which is ten times slower where classes do not lie side by side in memory
+        return lambda outputs, targets: outputs.max(1).indices == targets
     threshold = _threshold(loss_fn)
     if threshold is None or output.numel() != len(output):
         return None
