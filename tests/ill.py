@@ -138,6 +138,10 @@ def squared(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).square().mean()  # torch's own warns of broadcasting
 
 
+def all_pairs(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target[:, 0]).square().mean()
+
+
 def hinge(output: Tensor, target: Tensor) -> Tensor:
     return (1 - output * target).relu().mean()
 
@@ -247,6 +251,7 @@ LOSSES: dict[str, Ill] = {
     "squared error of shares": ill(Softmax, nn.MSELoss(), ONE_HOT, FitLoss(), Cause.UNFIT_LOSS),
     "binary loss of shares": ill(ends(SOFTMAX), nn.BCELoss(), ONE_HOT, FitLoss(), Cause.UNFIT_LOSS),
     "classes for amounts": ill(network, nn.BCEWithLogitsLoss(), AMOUNT, FitLoss(), Cause.UNFIT_LOSS, out=1),
+    "all pairs": ill(network, all_pairs, AMOUNT, FitLoss(), Cause.MISMATCHED_SHAPES, out=1),
     "uphill": ill(network, negated, Y, Descend(), Cause.WRONG_DIRECTION),
     "uphill, other loss": ill(network, negated, Y, FitLoss(), Cause.WRONG_DIRECTION),
     "maximize": ill(
@@ -259,6 +264,14 @@ LOSSES: dict[str, Ill] = {
     ),
     "rare class": ill(network, CE, RARE, WeighClasses(), Cause.CLASS_IMBALANCE, out=2),
     "rare class, function": ill(network, F.cross_entropy, RARE, WeighClasses(), Cause.CLASS_IMBALANCE, out=2),
+    "rare class, smoothed": ill(
+        network,
+        nn.CrossEntropyLoss(label_smoothing=0.2),
+        RARE,
+        WeighClasses(),
+        Cause.CLASS_IMBALANCE,
+        out=2,
+    ),
     "rare yes": ill(
         network,
         nn.BCEWithLogitsLoss(),

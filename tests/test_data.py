@@ -206,5 +206,5 @@ def test_openml_gives_60000_rows_to_train_on(offline: Path, monkeypatch: pytest.
 
 
 def test_an_unknown_name_gets_a_suggestion() -> None:
-    with pytest.raises(DataError, match=r"Did you mean 'mnist'.*Possible: digits.*\*\.csv"):
+    with pytest.raises(DataError, match=r"Did you mean 'mnist'.*Possible: breast-cancer, digits.*\*\.csv"):
         load("mnst")

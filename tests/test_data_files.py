@@ -178,6 +178,30 @@ def test_npz_with_its_own_held_out_rows(tmp_path: Path) -> None:
     assert (data.y.tolist(), data.y_test.tolist(), data.classes) == ([1, 0, 1, 0], [2, 2], 3)
 
 
+def test_npz_sequences_of_several_lengths_all_end_at_the_last_step(tmp_path: Path) -> None:
+    length, x = np.array([2, 3, 1, 2]), np.arange(1.0, 17).reshape(8, 2)
+    np.savez(
+        tmp_path / "t.npz",
+        **{"x": x, "y": [0, 1, 0, 1], "length": length},
+        **{"x_test": x[:3], "y_test": [1, 0], "length_test": [1, 2]},
+    )
+    data = load(tmp_path / "t.npz")
+    assert data.x.shape == (4, 3, 2)
+    assert data.x[:, :, 0].tolist() == [[0, 1, 3], [5, 7, 9], [0, 0, 11], [0, 13, 15]]
+    assert data.x_test[:, :, 1].tolist() == [[0, 2], [4, 6]]
+    np.savez(tmp_path / "t.npz", x=x[:4], y=[0, 1, 0, 1], length=length)
+    assert load(f"{tmp_path / 't.npz'}:length").x.shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "length", [[2, 2], [[2, 3]], [0, 5], [2.0, 3.0]], ids=["sum", "dimensions", "empty", "no whole numbers"]
+)
+def test_lengths_that_do_not_cut_sequences_are_refused(length: list[object], tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", x=np.zeros((5, 2)), y=[0, 1], length=length)
+    with pytest.raises(DataError, match="length"):
+        load(tmp_path / "t.npz")
+
+
 def test_npz_is_split_and_takes_another_target(tmp_path: Path) -> None:
     x = np.linspace(0, 1, 10)
     np.savez(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import gradmend as gm
 from gradmend import attention, recurrence
+from gradmend.diagnosis.within import vanishing_through_time
 
 
 class Tagger(nn.Module):
@@ -77,6 +78,28 @@ def test_cells_in_a_loop_are_looked_into_now_and_then() -> None:
     steps = profile.repeated["cell"]
     assert len(steps) == 12
     assert recurrence.factor_per_step([(i, r.gradient or 0.0) for i, r in enumerate(steps)]) > 1
+
+
+def test_layers_that_one_line_of_code_calls_are_no_steps_in_time() -> None:
+    """As in Keras, where each layer calls the same function."""
+
+    class Stack(nn.Module):
+        def __init__(self, shared: bool) -> None:
+            super().__init__()
+            self.weights = nn.ParameterList(torch.randn(16, 16) / 4 for _ in range(1 if shared else 20))
+            self.out, self.shared = nn.Linear(16, 3), shared
+
+        def forward(self, x: Tensor) -> Tensor:
+            for weight in [*self.weights] * (20 if self.shared else 1):
+                x = torch.sigmoid(x @ weight)
+            return self.out(x)
+
+    batch = torch.randn(64, 16), torch.randint(3, (64,))
+    apart, again = (measured(Stack(shared), batch) for shared in (False, True))
+    assert "matmul" not in apart.repeated
+    assert vanishing_through_time(apart) is None
+    assert len(again.repeated["matmul"]) == 20
+    assert vanishing_through_time(again) is not None
 
 
 class ByHand(nn.Module):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gradmend.contract.nature import pairs_samples, read_loss
+from gradmend.contract.nature import answers_alike, pairs_samples, read_loss
 
 # ---- losses as people write them ---------------------------------------------------------------------------
 
@@ -296,3 +296,27 @@ def test_a_penalty_beside_the_loss_changes_nothing() -> None:
 @pytest.mark.parametrize("loss", [F.mse_loss, F.l1_loss, lambda z, y: F.smooth_l1_loss(z, y)])
 def test_broadcast_losses_mix_samples(loss: Any, output: Any, target: Any, paired: bool) -> None:
     assert pairs_samples(loss, output, 100 + torch.rand(target)) is paired
+
+
+def discrepancy(z: Tensor, y: Tensor) -> Tensor:
+    """The maximum mean discrepancy of two sets, with a Gaussian kernel."""
+    near = [(-torch.cdist(a, b).square()).exp().mean() for a, b in ((z, z), (y, y), (z, y))]
+    return near[0] + near[1] - 2 * near[2]
+
+
+@pytest.mark.parametrize(
+    ("loss", "alike"),
+    [
+        (lambda z, y: (z - y.flatten()).square().mean(), True),
+        (lambda z, y: (z.unsqueeze(1) - y).abs().mean(), True),
+        (F.mse_loss, False),
+        (F.l1_loss, False),
+        (discrepancy, False),
+        (lambda z, y: (z.mean() - y.mean()).square(), False),
+        (lambda z, y: z.square().mean() + 0 * y.sum(), False),
+    ],
+    ids=["pairs", "pairs, absolute", "squared", "absolute", "sets", "means", "no targets"],
+)
+def test_what_asks_all_samples_for_one_answer(loss: Any, alike: bool) -> None:
+    y = torch.rand(8, 1, generator=torch.Generator().manual_seed(0))
+    assert answers_alike(loss, (8, 1), y) is alike

@@ -1,6 +1,6 @@
 """A training on two processes is watched as one: statistics over all ranks, findings once, with their rank.
 
-This file is also the script that `torchrun` starts; what each training showed is written as JSON.
+This file is also the script of both; what each training showed is written as JSON.
 """
 
 import json
@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ from gradmend.watch.ranks import ROUND, First, Other, Safe
 from gradmend.watch.stream import Table
 from running import ROOT, script
 
-STEPS, EVERY, FAULT = 70, 5, 21
+STEPS, EVERY, FAULT = 40, 5, 21
+LAYERS = {"DDP": ("module.1", "module.3", "module.4"), "FSDP2": ("1", "3", "4")}
 Run = dict[str, Any]
 
 
@@ -57,8 +60,7 @@ def replicated() -> nn.Module:
 
 def sharded() -> nn.Module:
     model = network()
-    for layer in (model[0], model[2], model[4]):
-        fully_shard(layer)
+    fully_shard(model[4])
     return fully_shard(model)
 
 
@@ -132,11 +134,10 @@ def all_trainings() -> dict[str, Run]:
     }
 
 
-def torchrun(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def start(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'tests'}"}
     return subprocess.run(
-        [*command, *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=150
+        [sys.executable, *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=150
     )
 
 
@@ -144,7 +145,7 @@ def torchrun(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Run]]:
     """By rank and name of the training."""
     folder = tmp_path_factory.mktemp("ranks")
-    done = torchrun(__file__, folder=folder)
+    done = start(__file__, folder=folder)
     assert done.returncode == 0, done.stderr
     assert "gradmend" not in done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
@@ -156,6 +157,7 @@ def test_statistics_are_those_of_all_ranks(runs: list[dict[str, Run]], kind: str
     assert run["book"]["losses"] == pytest.approx(run["losses"], rel=1e-5)
     assert run["losses"] != pytest.approx(run["own"], rel=1e-3)
     tables = run["book"]["tables"]
+    assert {tuple(rows) for _, name, rows, _ in tables if name == "layers"} == {LAYERS[kind]}
     layers = {step: values[0][0] for step, name, _, values in tables if name == "layers"}
     assert list(layers) == list(range(EVERY, STEPS + 1, EVERY))
     assert layers == pytest.approx({step: run["layer"][step - 1] for step in layers}, rel=1e-5)
@@ -227,7 +229,8 @@ dist.destroy_process_group()
 
 def test_torchrun_of_gradmend_run(tmp_path: Path) -> None:
     file, journal = script(tmp_path, TRAINING), tmp_path / "run.gradmend"
-    done = torchrun("-m", "gradmend", "run", "--journal", str(journal), file, folder=tmp_path)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = start(*torchrun, "-m", "gradmend", "run", "--journal", str(journal), file, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     words = " ".join(done.stderr.split())
     assert words.count("On rank 1: The batch holds values that are not finite.") == 1
@@ -321,8 +324,24 @@ def test_a_store_that_is_gone_is_empty() -> None:
     other.finish()
 
 
-if __name__ == "__main__":
+def join(first: bool, port: Connection) -> None:
+    """Be one of two processes; the first one tells the other where to find it."""
+    store = dist.TCPStore("localhost", 0 if first else port.recv(), 2, first, wait_for_workers=False)
+    if first:
+        port.send(store.port)
+    dist.init_process_group("gloo", store=store, rank=int(not first), world_size=2)
+
+
+def main() -> int:
+    """Two processes, for the price of importing torch once."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    ends = Pipe()
+    child = os.fork()
+    join(child != 0, ends[child == 0])
     Path(f"{dist.get_rank()}.json").write_text(json.dumps(all_trainings()))
     dist.destroy_process_group()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -135,9 +135,9 @@ def together(setups: list[Setup], data: Data = DOUBLE, **length: Any) -> tuple[l
     return found, shown != steps
 
 
-def assert_same(stacked: list[History], plain: list[History]) -> None:
+def assert_same(stacked: list[History], plain: list[History], rel: float = 1e-9) -> None:
     for one, other in zip(stacked, plain, strict=True):
-        assert one.loss == pytest.approx(other.loss, rel=1e-9, nan_ok=True)
+        assert one.loss == pytest.approx(other.loss, rel=rel, nan_ok=True)
         assert one.accuracy == other.accuracy
         assert one.test_accuracy == other.test_accuracy
         assert (one.steps, one.epochs, one.diverged) == (other.steps, other.epochs, other.diverged)
@@ -172,7 +172,8 @@ def test_each_network_is_trained_as_alone(name: str) -> None:
 def test_of_any_architecture(architecture: dict[str, Any], rows: int) -> None:
     own, others = ([setup(s, network=partial(network, **architecture)) for s in range(3)] for _ in range(2))
     stacked, as_one = together(own, steps=20, batch_size=rows)
-    assert_same(stacked, alone(others, steps=20, batch_size=rows))
+    # layer normalization over few units that are nearly equal divides by their difference: rounding grows
+    assert_same(stacked, alone(others, steps=20, batch_size=rows), rel=1e-6)
     assert as_one
 
 

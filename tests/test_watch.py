@@ -176,6 +176,39 @@ def test_what_is_read_is_what_plain_autograd_gives() -> None:
     assert {row["rate"] for _, row in book.of("step")} == {0.02}
 
 
+class Transposed(nn.Module):
+    """A layer that is not torch's: GPT-2's `Conv1D`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(20, 16) / 4), nn.Parameter(torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class Residual(nn.Module):
+    """A block that adds what its own function makes; its parts are layers, it is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.gain = nn.Linear(16, 16), nn.Parameter(torch.ones(16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x) @ self.gain
+
+
+def test_layers_that_are_not_torchs_are_seen_as_well() -> None:
+    model = nn.Sequential(Transposed(), Residual(), nn.Linear(16, 5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    book, outputs = Book(), []
+    model[0].register_forward_hook(lambda *given: outputs.append(given[-1].square().mean().sqrt().item()))
+    train(model, Watch(model, optimizer, every=1, journal=book, report=print), optimizer, spoil, steps=2)
+    (row,) = (row for _, row in book.of("reading") if row["table"] == "layers")
+    assert row["rows"] == ("0", "1.inner", "2")
+    assert row["values"][0, 0] == pytest.approx(outputs[1], rel=1e-5)
+
+
 def test_parameters_are_read_as_the_optimizer_gets_and_leaves_them() -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)

@@ -398,6 +398,9 @@ def test_listeners_may_come_and_go_while_they_are_told() -> None:
             if not watches:
                 watches.append(Watch(model, found, report=quiet).attach())
 
+        def after_update(self) -> None:
+            pass
+
         def after_step(self, found: torch.optim.Optimizer) -> None:
             if watches[0].step == 2:
                 watches[0].detach()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gradmend.remedies.card import Card
     from gradmend.target import Target
 
-HEALTHY, ILL, BAD_INPUT = 0, 1, 2
+HEALTHY, ILL, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
 app = typer.Typer(
     name="gradmend",
@@ -173,6 +173,39 @@ def train(
         )
         show(history, *judge_course(history))
     raise typer.Exit(ILL if history.diverged else HEALTHY)
+
+
+@app.command()
+def study(
+    name: Annotated[
+        str | None, typer.Argument(metavar="STUDY", help="study.toml, or a shipped study; without: which.")
+    ] = None,
+    data: DataOption = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many, instead of those of the study.")] = None,
+    journal: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of the trials: by default STUDY.gradmend, here.")
+    ] = None,
+    workers: Annotated[str, typer.Option(help="local, or ray: a Ray cluster (RAY_ADDRESS).")] = "local",
+    as_json: JsonOption = False,
+) -> None:
+    """Compare cures on a task by many trainings, and recommend one. Stopped, the same command goes on."""
+    with _output(as_json) as show:
+        from gradmend.study.engine import finished
+        from gradmend.studying import Shipped, plan_study
+
+        if name is None:
+            show(Shipped())
+            raise typer.Exit(HEALTHY)
+        planned = plan_study(name, data, seeds)
+        file = journal or Path(f"{planned.name}{'' if data is None else f'-{Path(data).stem}'}.gradmend")
+        try:
+            results = planned.run(file, workers, progress=not as_json)
+        except KeyboardInterrupt:
+            results = finished(planned, file)
+            show(results, "", f"Stopped: {len(results.outcomes)} of {planned.trials} trials are in {file}.")
+            raise typer.Exit(STOPPED) from None
+        show(results, "", f"The trials are in {file}.")
+    raise typer.Exit(ILL if any(outcome.status == "failed" for outcome in results.outcomes) else HEALTHY)
 
 
 @app.command()

@@ -6,6 +6,7 @@ GradmendError
 ├── BatchError          model, batch and loss do not fit each other
 ├── JournalError        a journal cannot be found, read or written
 ├── SetupError          the setup lacks something, or contradicts itself
+├── NotApplicableError  a remedy or a setting has nothing to change in this setup
 └── MissingExtraError   an optional dependency is not installed
 NoEffectWarning         a change matched nothing, so nothing was changed
 """
@@ -36,6 +37,10 @@ class BatchError(GradmendError):
 
 class SetupError(GradmendError):
     """The setup lacks something, or contradicts itself."""
+
+
+class NotApplicableError(GradmendError):
+    """A remedy or a setting has nothing to change in this setup."""
 
 
 class MissingExtraError(GradmendError):

@@ -74,11 +74,12 @@ class Single:
     Args:
         size: takes whole tensors [1, B, ...] and their keys.
         look: takes samples of them [places, b, n] and the keys.
+        room: for how many values of samples.
     """
 
-    def __init__(self, size: Look | None, look: Look | None) -> None:
+    def __init__(self, size: Look | None, look: Look | None, room: int = _ROOM_OF_SAMPLES) -> None:
         self._size = size
-        self._rows = None if look is None else Pile(look, _ROOM_OF_SAMPLES)
+        self._rows = None if look is None else Pile(look, room)
 
     def add(self, key: Key, x: Tensor) -> None:
         """Take a tensor, which may change afterwards."""
@@ -100,11 +101,13 @@ class Gauge:
     Args:
         size: takes whole tensors [places, B, ...], in float32 or float64, and the places' keys.
         look: takes samples of them [places, b, n] and the keys.
+        part: of the usual room, one in so many: less memory, and somewhat more time.
     """
 
-    def __init__(self, size: Look | None, look: Look | None) -> None:
+    def __init__(self, size: Look | None, look: Look | None, part: int = 1) -> None:
         self._size = size
         self._look = look
+        self._part = part
         self._places: dict[object, Pile | Single] = {}
 
     def place(self, like: Tensor) -> Pile | Single:
@@ -112,7 +115,11 @@ class Gauge:
         kind = (like.shape, like.dtype, like.device)
         if kind not in self._places:
             small = like.numel() <= _SMALL
-            self._places[kind] = Pile(self._both) if small else Single(self._size, self._look)
+            self._places[kind] = (
+                Pile(self._both, _ROOM // self._part)
+                if small
+                else Single(self._size, self._look, _ROOM_OF_SAMPLES // self._part)
+            )
         return self._places[kind]
 
     def finish(self) -> None:
@@ -133,10 +140,12 @@ class Angles:
 
     Args:
         look: takes what `stats.directions` found [places, 2], and the places' keys.
+        part: of the usual number of places, one in so many wait.
     """
 
-    def __init__(self, look: Look) -> None:
+    def __init__(self, look: Look, part: int = 1) -> None:
         self._look = look
+        self._most = _GRAMS // part
         self._keys: list[Key] = []
         self._grams: list[Tensor] = []
 
@@ -144,7 +153,7 @@ class Angles:
         """Take samples [places, b, n]."""
         self._keys += keys
         self._grams.append(stats.gram(rows))
-        if len(self._keys) >= _GRAMS:
+        if len(self._keys) >= self._most:
             self.finish()
 
     def finish(self) -> None:

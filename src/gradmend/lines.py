@@ -17,6 +17,11 @@ from torch import nn
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _HERE = f"{Path(__file__).parent}{os.sep}"
 _NOT_THE_USERS = (_TORCH, _HERE, f"{Path(jaxtyping.__file__).parent}{os.sep}", "<")
+_PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+_STANDARD = f"{Path(os.__file__).parent}{os.sep}"
+_BUILDING = (f"keras{os.sep}",)
+"""Packages that are to their users what torch is: their lines say nothing of a network."""
+
 _CALLER = f"{_HERE}setup.py"
 """Calls the user's code, so what lies outside it is no part of a model."""
 
@@ -26,12 +31,12 @@ _created: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
 
 @contextmanager
 def remember_lines() -> Iterator[None]:
-    """Remember, for every module made inside, the user's `file:line` that made it."""
+    """Remember, for every module made inside, the `file:line` that made it, of the user's or of a package."""
     original = nn.Module.__init__
 
     def init(self: nn.Module, *args: object, **kwargs: object) -> None:
         original(self, *args, **kwargs)
-        if line := line_of_caller(None):
+        if line := _line_of_maker(sys._getframe(1)):
             key = id(self)
             _created[key] = weakref.ref(self, lambda _: _created.pop(key, None)), line
 
@@ -42,12 +47,23 @@ def remember_lines() -> Iterator[None]:
         nn.Module.__init__ = original  # type: ignore[method-assign]
 
 
+def _line_of_maker(frame: FrameType | None) -> str | None:
+    while frame is not None and (role := _role(frame.f_code)) != "caller":
+        if role in _LINES:
+            return _line(frame)
+        frame = frame.f_back
+    return None
+
+
+_LINES = ("user", "installed")
+"""Whose code has lines that may be named."""
+
 _roles: dict[int, tuple[str | None, CodeType]] = {}
 """By the `id` of the code, which is kept alive beside it: hashing code takes longer than all else here."""
 
 
 def _role(code: CodeType) -> str | None:
-    """Whether a function is the user's, or one of those that matter here."""
+    """Whether a function is the user's, or an installed package's, or one of those that matter here."""
     known = _roles.get(id(code))
     if known is None:
         if len(_roles) >= _MOST:
@@ -64,7 +80,13 @@ def _judge(code: CodeType) -> str | None:
         return "module"
     if code.co_filename == _CALLER:
         return "caller"
-    return None if code.co_filename.startswith(_NOT_THE_USERS) else "user"
+    if code.co_filename.startswith(_NOT_THE_USERS):
+        return None
+    for packages in _PACKAGES:
+        _, installed, name = code.co_filename.rpartition(packages)
+        if installed:
+            return None if name.startswith(_BUILDING) else "installed"
+    return None if code.co_filename.startswith(_STANDARD) else "user"
 
 
 def line_of_definition(function: object) -> str | None:
@@ -72,7 +94,7 @@ def line_of_definition(function: object) -> str | None:
     function = getattr(function, "func", function)
     function = type(function).forward if isinstance(function, nn.Module) else function
     code = getattr(function, "__code__", None)
-    if code is None or _role(code) != "user":
+    if code is None or _role(code) not in _LINES:
         return None
     return f"{code.co_filename}:{code.co_firstlineno}"
 
@@ -84,12 +106,14 @@ def line_of_creation(module: nn.Module) -> str | None:
 
 
 def line_of_caller(boundary: FrameType | None) -> str | None:
-    """`file:line` of the innermost frame that is neither torch's nor ours, up to `boundary`."""
+    """`file:line` of the innermost frame of the user's, up to `boundary`; else of an installed package's."""
     return module_and_line({}, boundary)[1]
 
 
 def module_and_line(paths: Mapping[int, str], boundary: FrameType | None) -> tuple[str | None, str | None]:
     """The path of the innermost module that is running, and `file:line` of the innermost line of the user's.
+
+    Without any of the user's, as in models that a package brings, the line is the innermost of that package.
 
     Args:
         paths: of modules, by their `id`.
@@ -97,6 +121,7 @@ def module_and_line(paths: Mapping[int, str], boundary: FrameType | None) -> tup
     """
     path: str | None = None
     line: str | None = None
+    others: str | None = None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame is not boundary:
         role = _role(frame.f_code)
@@ -105,6 +130,12 @@ def module_and_line(paths: Mapping[int, str], boundary: FrameType | None) -> tup
         if role == "module" and path is None:
             path = paths.get(id(frame.f_locals["self"]))
         elif role == "user" and line is None:
-            line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            line = _line(frame)
+        elif role == "installed" and others is None:
+            others = _line(frame)
         frame = frame.f_back
-    return path, line
+    return path, line or others
+
+
+def _line(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -71,11 +71,15 @@ class Profile(Printable):
 
     @property
     def repeated(self) -> dict[str, tuple[Reading, ...]]:
-        """The readings of places that are called several times, such as a cell in a loop, by their names."""
-        calls: dict[str, list[Reading]] = {}
+        """The readings of places that are called several times, such as a cell in a loop, by the first name.
+
+        With the same parameters, for one line of code may serve many layers, as in Keras.
+        """
+        calls: dict[tuple[str, tuple[str, ...]], list[Reading]] = {}
         for reading in self.sites:
-            calls.setdefault(reading.site.name.partition("#")[0], []).append(reading)
-        return {name: tuple(found) for name, found in calls.items() if len(found) > 1}
+            place = reading.site.name.partition("#")[0]
+            calls.setdefault((place, reading.site.parameters), []).append(reading)
+        return {found[0].site.name: tuple(found) for found in calls.values() if len(found) > 1}
 
     @property
     def residuals(self) -> tuple[ResidualReading, ...]:

@@ -381,4 +381,12 @@ def _is_layer(module: nn.Module) -> bool:
     children = (
         name for name, child in module._modules.items() if child is not None and name != "parametrizations"
     )
-    return type(module).__module__.startswith("torch.nn") and next(children, None) is None
+    return _made_in(type(module)).startswith("torch.nn") and next(children, None) is None
+
+
+def _made_in(kind: type) -> str:
+    """Where a class of modules was written: `fully_shard` and parametrizations derive others from it."""
+    return next(c.__module__ for c in kind.__mro__ if not c.__module__.startswith(_DERIVING))
+
+
+_DERIVING = ("torch.distributed.", "torch.nn.utils.")

@@ -15,7 +15,7 @@ from benchmarks.corpora.cases import draw, penalized
 from gradmend.diagnosis import diagnose
 from gradmend.setup import Setup
 
-BATCHES = 8
+BATCHES = 16
 ROWS, VALUES = 8_000, 19_000_000
 """Of data as large as this a part may have been cut off, so that nobody knows how many steps an epoch has."""
 

@@ -35,10 +35,10 @@ def attach(journal: str, command: str, treat: bool = False) -> None:
 def _end(trainings: Trainings, recording: Recording | None, process: int) -> None:
     if os.getpid() != process:  # a child made by fork
         return
-    trainings.end()
+    failure = getattr(sys, "last_type", None)
+    trainings.end(failure is not None and issubclass(failure, Exception))
     sum_up(trainings.watches)
     if recording is not None:
-        failure = getattr(sys, "last_type", None)
         recording.close("ended" if failure is None else failure.__name__)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -28,7 +29,7 @@ def say(text: str) -> None:
 def sum_up(watches: Mapping[str, Watch]) -> None:
     """Say on standard error what became of each model."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    stepped = {name: watch for name, watch in watches.items() if watch.step}
+    stepped = {name: watch for name, watch in watches.items() if watch.step or watch.findings}
     with console.capture() as said:  # rich itself ends the process where stderr is closed
         for name, watch in stepped.items():
             console.print(_summary(name, watch))
@@ -45,11 +46,15 @@ def _summary(name: str, watch: Watch) -> Text:
     lasting = [notice.finding.cause.title for notice in found if notice.ended is None]
     passed = [notice.finding.cause.title for notice in found if notice.ended is not None]
     text = Text.assemble(
-        (f"gradmend: {name}", "bold"), f", {watch.step} steps, last loss {number(watch.loss, 4)}: "
+        (f"gradmend: {name}", "bold"), f", {watch.step} steps, last loss {_loss(watch.loss)}: "
     )
     text.append(lines(lasting) if lasting else "nothing found", "bold red" if lasting else "bold green")
     text.append(f" (passed: {lines(passed)})" if passed else "")
     return text.append(f", {len(watch.acts)} treatments" if watch.acts else "")
+
+
+def _loss(loss: float | None) -> str:
+    return number(loss, 4) if loss is None or math.isfinite(loss) else str(loss)
 
 
 def without_us(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -67,6 +67,9 @@ class ByHand(Optimizer):
     def after_step(self, optimizer: Optimizer) -> None:
         """Nothing to do."""
 
+    def after_update(self) -> None:
+        """Nothing to do."""
+
     def end(self) -> None:
         """The step has ended, if there was one."""
         if self._steps:

@@ -120,6 +120,9 @@ class Trainings:
     def after_step(self, optimizer: Optimizer) -> None:
         """Nothing to do."""
 
+    def after_update(self) -> None:
+        """Nothing to do."""
+
     def stop(self) -> None:
         """Look for no more trainings; what is watched goes on."""
         self.on = False
@@ -127,13 +130,13 @@ class Trainings:
         self._look_away()
         events.unlisten(self)
 
-    def end(self) -> None:
-        """Stop watching."""
+    def end(self, failed: bool = False) -> None:
+        """Stop watching; the script may have failed."""
         self.stop()
         for stepped in self._by_hand:
             events.unlisten(stepped)
         for watch in self.watches.values():
-            watch.detach()
+            watch.detach(failed)
         events.settle()
 
     def _waits(self, optimizer: Optimizer) -> bool:

@@ -22,7 +22,14 @@ from torch.overrides import TorchFunctionMode
 from gradmend.anatomy import Site
 from gradmend.contract.facts import read_columns, read_output, read_target, shortfall
 from gradmend.contract.learnable import read_learnable
-from gradmend.contract.nature import Compare, classes_told_apart, pairs_samples, read_loss, weighs_more
+from gradmend.contract.nature import (
+    Compare,
+    answers_alike,
+    classes_told_apart,
+    pairs_samples,
+    read_loss,
+    weighs_more,
+)
 from gradmend.errors import GradmendError
 from gradmend.harmless import undisturbed, untouched
 from gradmend.kinds import identify
@@ -147,7 +154,10 @@ def _probed(
     loss = read_loss(compare, shape, target)
     if loss is not None and kinds is not None:
         loss = _on_classes(loss, compare, shape, target, kinds)
-    paired = pairs_samples(compare, shape, target) if shape != tuple(target.shape) else None
+    if shape == tuple(target.shape):
+        paired = False if answers_alike(compare, shape, target) else None
+    else:
+        paired = pairs_samples(compare, shape, target)
     return {"loss": replace(loss, line=line) if loss else None, "paired": paired}
 
 

@@ -103,6 +103,31 @@ def pairs_samples(compare: Compare, shape: tuple[int, ...], target: Tensor) -> b
     return True if True in found else found[0]
 
 
+def answers_alike(compare: Compare, shape: tuple[int, ...], target: Tensor) -> bool:
+    """Whether a loss asks every sample for the same answer: targets may change places, outputs do not meet.
+
+    Losses that compare two sets, such as the maximum mean discrepancy, let outputs meet each other.
+
+    Example:
+        >>> pairs = lambda a, b: (a - b.flatten()).square().mean()
+        >>> sets = lambda a, b: (a.mean() - b.mean()).square()
+        >>> y = torch.rand(4, 1)
+        >>> [answers_alike(loss, (4, 1), y) for loss in (pairs, sets, torch.nn.functional.mse_loss)]
+        [True, False, False]
+    """
+    half = shape[0] // 2 if shape else 0
+    if not half or not target.is_floating_point() or pairs_samples(compare, shape, target) is not False:
+        return False
+    points = _random((2, *shape))
+    points[1, :half] = points[0, :half]
+    slopes = _slopes(compare, points, target)
+    others = _slopes(compare, points, target.flip(0) + 1)
+    if slopes is None or others is None:
+        return False
+    apart = torch.allclose(slopes[0, :half], slopes[1, :half], rtol=1e-4)
+    return apart and not torch.allclose(slopes, others, rtol=1e-4)
+
+
 def classes_told_apart(
     compare: Compare, shape: tuple[int, ...], target: Tensor, classes: Sequence[float]
 ) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gradmend.data.record import Data
 from gradmend.data.tables import features, floats, read_csv, read_parquet, refuse_missing, target_name
@@ -55,13 +56,31 @@ def _load_arrays(path: Path, target: str, seed: int) -> Data:
     arrays = _read_npz(path)
     inputs = "X" if "X" in arrays and "x" not in arrays else "x"
     parts = ("", "_test") if f"{inputs}_test" in arrays else ("",)
-    x = [_inputs(_array(path, arrays, inputs + part, "biuf")) for part in parts]
     y = [_array(path, arrays, target + part, "biufUS") for part in parts]
+    x = [_read_inputs(path, arrays, inputs, part, len(rows)) for part, rows in zip(parts, y, strict=True)]
     numbers, classes = _encode_target(path, target, _join(path, target, y))
     if len(parts) == 1:
         return split(x[0], numbers, path.name, classes, seed)
     rows = len(y[0])
     return Data(x[0], numbers[:rows], x[1], numbers[rows:], path.name, classes)
+
+
+def _read_inputs(path: Path, arrays: dict[str, Array], name: str, part: str, rows: int) -> Tensor:
+    x = _inputs(_array(path, arrays, name + part, "biuf"))
+    lengths = f"length{part}"
+    end_to_end = lengths in arrays and len(x) != rows
+    return _cut(path, lengths, x, _array(path, arrays, lengths, "iu")) if end_to_end else x
+
+
+def _cut(path: Path, name: str, x: Tensor, lengths: Array) -> Tensor:
+    """Sequences that stand end to end, one per row; zeros come before the shorter ones."""
+    if lengths.ndim != 1 or lengths.min() < 1 or lengths.sum() != len(x):
+        raise DataError(
+            f"{path}: {name!r} must hold the steps of each sequence, 1 or more, which all together are "
+            f"{len(x)} here; it is {lengths.dtype} {list(lengths.shape)}, together {lengths.sum()}."
+        )
+    parts = torch.split(x, [int(length) for length in lengths])
+    return pad_sequence(list(parts), batch_first=True, padding_side="left")
 
 
 def _read_npz(path: Path) -> dict[str, Array]:

@@ -18,7 +18,8 @@ class Data:
 
     Args:
         x: float32 inputs [rows, ...].
-        y: int64 class numbers [rows], or float32 targets [rows, targets].
+        y: int64 class numbers [rows], or float32 targets [rows, targets]; 0 and 1 [rows, 1] where one unit
+            tells two classes apart.
         x_test: held-out inputs [test rows, ...]; there may be none.
         y_test: held-out targets, of the form of `y`.
         name: what it is called in tables and messages.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
 
@@ -18,10 +19,21 @@ from torch import Tensor
 from gradmend.data.files import load_file, split
 from gradmend.data.idx import read_idx
 from gradmend.data.record import Data
+from gradmend.data.sequences import in_steps, recall
+from gradmend.data.small import breast_cancer, random_labels, two_samples
 from gradmend.errors import DataError, suggest
 
 _FILE = re.compile(r"(?P<path>.+?\.(csv|npz|parquet))(:(?P<target>.+))?", re.IGNORECASE)
+_RECALL = re.compile(r"recall-(?P<steps>\d+)")
+_IN_STEPS = re.compile(r"(?P<images>.+)-(?P<by>rows|pixels)")
 _OPENML = {"mnist": "mnist_784", "fashion-mnist": "Fashion-MNIST"}
+_PICTURES = ("digits", *_OPENML)
+_SMALL: Mapping[str, Callable[[int], Data]] = {
+    "breast-cancer": breast_cancer,
+    "random-labels": random_labels,
+    "two-samples": lambda _seed: two_samples(),
+}
+_EXAMPLES = (*_PICTURES, *_SMALL, "mnist-rows", "mnist-pixels", "recall-100")
 _IMAGES = ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz")
 _LABELS = ("train-labels-idx1-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
 
@@ -33,11 +45,21 @@ def load(name_or_path: str | os.PathLike[str], *, seed: int = 0) -> Data:
     - `mnist`, `fashion-mnist`: 60,000 + 10,000 images of 28 x 28, from the four original .gz files in
       `$GRADMEND_DATA/mnist` or `$GRADMEND_DATA/fashion-mnist`, else fetched from OpenML. Images are
       flattened, and standardized with the one mean and the one deviation of the training images.
+    - `digits-rows`, `digits-pixels`, and so with the other images: sequences, a row of pixels per step or a
+      single one.
+    - `recall-100`: 1,000 + 500 sequences of 100 steps, or of any other number, drawn by `seed`. The first
+      step shows one of 4 classes, the rest is noise.
+    - `breast-cancer`: 569 rows of 30 measures, two classes, with scikit-learn; a fifth is held out, drawn by
+      `seed`. Each column is standardized.
+    - `random-labels`: 1,000 + 250 rows of 32 uniform numbers, and labels 0 and 1 drawn by `seed` without
+      regard to them. They can be learnt by heart, and nothing follows for new rows.
+    - `two-samples`: two rows of two numbers, one of each class, none held out.
     - `FILE.csv`, `FILE.parquet`: the target is the column named after a colon (`iris.csv:species`), else
       target, label, class or y, else the last. Text columns become one column per level up to 20 levels,
       and level numbers beyond.
     - `FILE.npz`: arrays `x` or `X` [rows, ...] and `y`, or as named after the colon; held-out rows in
-      `x_test` and `y_test`.
+      `x_test` and `y_test`. Sequences of several lengths stand in `x` end to end, and `length` [rows] (and
+      `length_test`) cuts them; zeros are put before the shorter ones, so that all end at the last step.
 
     Whole numbers or text with at most max(20, sqrt(rows)) different values are classes; other targets
     are for regression. A fifth of a file's rows is held out, drawn by `seed`, unless it names them. A
@@ -57,16 +79,24 @@ def load(name_or_path: str | os.PathLike[str], *, seed: int = 0) -> Data:
         Data('digits', 1437 + 360 rows of [64], 10 classes)
     """
     name = os.fspath(name_or_path)
-    if name == "digits":
-        return _digits(seed)
-    if name in _OPENML:
-        return _images(name)
+    if name in _PICTURES:
+        return _pictures(name, seed)
+    if name in _SMALL:
+        return _SMALL[name](seed)
+    if (parts := _IN_STEPS.fullmatch(name)) and parts["images"] in _PICTURES:
+        return in_steps(_pictures(parts["images"], seed), parts["by"])
+    if task := _RECALL.fullmatch(name):
+        return recall(int(task["steps"]), seed)
     if file := _FILE.fullmatch(name):
         return load_file(Path(file["path"]).expanduser(), file["target"], seed)
     raise DataError(
-        f"There is no data called {name!r}. {suggest(name, ['digits', *_OPENML])} Or give a file: "
+        f"There is no data called {name!r}. {suggest(name, _EXAMPLES)} Or give a file: "
         "*.csv, *.npz or *.parquet."
     )
+
+
+def _pictures(name: str, seed: int) -> Data:
+    return _digits(seed) if name == "digits" else _images(name)
 
 
 def _digits(seed: int) -> Data:

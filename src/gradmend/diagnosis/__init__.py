@@ -28,6 +28,7 @@ from gradmend.diagnosis.disturb import disturb
 from gradmend.diagnosis.finding import Diagnosis, Finding, Severity
 from gradmend.diagnosis.intervention import decide
 from gradmend.diagnosis.prognosis import Prognosis, prognose
+from gradmend.diagnosis.reach import MOST_SECONDS, reach
 from gradmend.diagnosis.rerun import drawn
 from gradmend.diagnosis.trial import settle
 from gradmend.inquiry import inquire
@@ -60,6 +61,9 @@ RULES: tuple[Callable[[Profile], Finding | None], ...] = (
 _BATCHES, _SAMPLES = 4, 128
 """So many batches are looked at, of which the first so many samples are measured."""
 
+_TRAINED = 16
+"""On so many copies are trained, where it is told how many steps are planned."""
+
 _TRIED, _PACED = 6, 10
 """Steps that are tried on one batch; and where it counts how their pace changes, for more are planned."""
 
@@ -67,13 +71,21 @@ _SLOW, _FEWEST = 0.5, 4
 """Seconds of a step: of slower ones some dozen are too many. They are tried on fewer samples, but so many."""
 
 
-def diagnose(setup: Setup, batches: Batch | Iterable[Batch], *, steps: int | None = None) -> Diagnosis:
+def diagnose(
+    setup: Setup,
+    batches: Batch | Iterable[Batch],
+    *,
+    steps: int | None = None,
+    seconds: float = MOST_SECONDS,
+) -> Diagnosis:
     """Find out why a setup does not train, from one measured step and a few tried on a copy.
 
     Args:
         setup: what trains. It is left exactly as it was.
-        batches: one batch `(x, y)` or several (a list, a `DataLoader`); at most four are looked at.
+        batches: one batch `(x, y)` or several (a list, a `DataLoader`); at most four are looked at, sixteen
+            where steps are planned.
         steps: how many optimizer steps are planned; whether they suffice is judged only if they are told.
+        seconds: of computing, for trainings of copies that tell how far the planned steps could get.
 
     Returns:
         A diagnosis: `.healthy`, `.findings`, `.prognosis`, `.profile`; printing it shows a table.
@@ -90,11 +102,12 @@ def diagnose(setup: Setup, batches: Batch | Iterable[Batch], *, steps: int | Non
         >>> [f.cause.title for f in diagnose(Setup(model, nn.CrossEntropyLoss()), batch).findings]
         ['softmax before logits loss']
     """
-    given = as_batches(batches, limit=_BATCHES)
-    profile, seconds = _measured(setup, _enough(given))
-    contract = read_contract(replace(setup, optimizer=None), given)  # which way it steps comes with the steps
+    every = as_batches(batches, limit=_BATCHES if steps is None else _TRAINED)
+    given = every[:_BATCHES]
+    profile, step = _measured(setup, _enough(given))
+    contract = read_contract(replace(setup, optimizer=None), every)  # which way it steps comes with the steps
     profile = replace(profile, contract=contract)
-    fewer = [drawn(batch, _affordable(batch, seconds)) for batch in given]
+    fewer = [drawn(batch, _affordable(batch, step)) for batch in given]
     if fewer[0] is not given[0]:
         given, profile = fewer, replace(profile, tried=rows_in(fewer[0]))
     if setup.optimizer is not None and wiring.non_finite(profile) is None:
@@ -106,7 +119,8 @@ def diagnose(setup: Setup, batches: Batch | Iterable[Batch], *, steps: int | Non
     diagnosis = _judge(profile)
     findings = decide(setup, given[0], profile, diagnosis.findings)
     diagnosis = replace(diagnosis, findings=findings, prognosis=_prognosis(setup, given, profile))
-    return replace(diagnosis, findings=settle(setup, given, profile, diagnosis))
+    findings = settle(setup, given, profile, diagnosis)
+    return replace(diagnosis, findings=reach(setup, every, profile, findings, seconds))
 
 
 def _measured(setup: Setup, batches: Sequence[Batch]) -> tuple[Profile, float]:

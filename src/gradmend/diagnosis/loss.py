@@ -42,19 +42,25 @@ def unfit_loss(profile: Profile) -> Finding | None:
 
 
 def mismatched_shapes(profile: Profile) -> Finding | None:
-    """As many outputs as targets in another shape, and the loss is the same when samples swap targets."""
+    """As many outputs as targets, and the loss is the same when samples swap targets.
+
+    Mostly because their shapes differ, and all outputs are compared with all targets. Where the shapes are
+    the same, a loss may compare two sets on purpose: then the outputs count together, not each by itself.
+    """
     contract = profile.contract
     if contract is None or contract.paired is not False or contract.output is None or contract.target is None:
         return None
     output, target = contract.output.shape, contract.target.shape
-    if output == target or math.prod(output) != math.prod(target):
+    if math.prod(output) != math.prod(target):
         return None
     text = (
         f"The output has shape {list(output)}, the target {list(target)}: the loss compares every output "
-        "with the "
-        "targets of all samples. Type `output.squeeze(-1)` or `target.unsqueeze(-1)`, whichever makes "
-        "them alike."
+        "with the targets of all samples. "
     )
+    if output == target:
+        text += "Look for a `squeeze` or `flatten` of one of the two within the loss."
+    else:
+        text += "Type `output.squeeze(-1)` or `target.unsqueeze(-1)`, whichever makes them alike."
     return found(profile, Cause.MISMATCHED_SHAPES, Severity.ERROR, text)
 
 

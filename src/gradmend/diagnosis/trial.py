@@ -364,17 +364,17 @@ def _attempts(profile: Profile, most: float) -> Iterator[Attempt]:
     """What may be to blame, from what is nearly always a fault to what may be."""
     if profile.inputs is not None and _odd(profile.inputs.rms):
         causes = (Cause.UNSCALED_INPUT, Cause.STRAY_COLUMN)
-        yield Attempt(causes, "the input standardized", _LENGTHS, feed=partial(_standardized, member=0))
-    if _amounts(profile):
-        feed = partial(_standardized, member=-1)
+        yield Attempt(causes, "the input standardized", _LENGTHS, feed=partial(standardized, member=0))
+    if amounts(profile):
+        feed = partial(standardized, member=-1)
         yield Attempt((Cause.UNSCALED_TARGETS,), "the targets standardized", _LENGTHS, feed=feed)
     yield Attempt((Cause.LEARNING_RATE_TOO_HIGH,), "steps a hundredth as long", (0.1, 0.01))
     if any(site.kind == "dropout" and site.settings.get("p") for site in profile.anatomy.sites):
-        yield Attempt((Cause.TOO_MUCH_DROPOUT,), "no dropout", _LENGTHS, make=_undropped)
+        yield Attempt((Cause.TOO_MUCH_DROPOUT,), "no dropout", _LENGTHS, make=undropped)
     slow = (Cause.LEARNING_RATE_TOO_LOW, Cause.TOO_FEW_STEPS, Cause.UNFIT_BATCH_SIZE)
     longer = tuple(max(1.0, most) * 4.0**k for k in range(most >= 1, 5))
     yield Attempt(slow, "longer ones", longer)
-    yield Attempt((Cause.UNFIT_OPTIMIZER,), "those of Adam", (1.0, 10.0), make=_with_adam)
+    yield Attempt((Cause.UNFIT_OPTIMIZER,), "those of Adam", (1.0, 10.0), make=with_adam)
     size = Cause.WEIGHTS_TOO_LARGE if _too_large(profile) else Cause.WEIGHTS_TOO_SMALL
     yield Attempt((size, Cause.SYMMETRIC_WEIGHTS), "weights drawn afresh", _LENGTHS, make=_drawn)
 
@@ -383,7 +383,7 @@ _CONSTANT = 1e-5
 """A column that deviates by no more than this share of its mean is a constant, rounded."""
 
 
-def _amounts(profile: Profile) -> bool:
+def amounts(profile: Profile) -> bool:
     """Whether the targets are numbers far from the size that a fresh network puts out."""
     contract = profile.contract
     if contract is None or contract.loss is None or contract.target is None:
@@ -400,7 +400,7 @@ def _too_large(profile: Profile) -> bool:
     return max((r.weight_variance or 0.0 for r in profile.weighted()), default=0.0) > 4.0
 
 
-def _standardized(batches: Sequence[Batch], member: int) -> Sequence[Batch]:
+def standardized(batches: Sequence[Batch], member: int) -> Sequence[Batch]:
     """With mean 0 and deviation 1: each column of a table, all values of anything else together."""
     parts = [batch[member] for batch in batches]
     if not parts[0].is_floating_point():
@@ -414,14 +414,16 @@ def _standardized(batches: Sequence[Batch], member: int) -> Sequence[Batch]:
     return [(*batch[:place], part, *batch[place + 1 :]) for batch, part in zip(batches, changed, strict=True)]
 
 
-def _undropped(setup: Setup) -> Setup:
+def undropped(setup: Setup) -> Setup:
+    """Without dropout; the setup is changed in place."""
     for module in setup.model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
     return setup
 
 
-def _with_adam(setup: Setup) -> Setup:
+def with_adam(setup: Setup) -> Setup:
+    """With Adam at its usual rate."""
     return replace(setup, optimizer=partial(torch.optim.Adam, lr=1e-3))
 
 

@@ -89,14 +89,14 @@ class WatchCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing behind."""
-        self._detach()
+        self._detach(isinstance(exception, Exception))
 
     def _sink(self, name: str) -> Sink | str | Path | None:
         return self._journal(name) if callable(self._journal) else self._journal
 
-    def _detach(self) -> None:
+    def _detach(self, failed: bool = False) -> None:
         for watch in self.watches.values():
-            watch.detach()
+            watch.detach(failed)
 
 
 def trained_parts(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, nn.Module]:

@@ -104,12 +104,13 @@ class Remedy(ABC):
         return ()
 
     @final
-    def apply(self, setup: Setup, batches: Batch | Iterable[Batch]) -> Change:
+    def apply(self, setup: Setup, batches: Batch | Iterable[Batch], *, seed: int = SEED) -> Change:
         """Apply to a copy of a setup.
 
         Args:
             setup: stays as it is.
             batches: one batch or several; by the first the model is read.
+            seed: of what it draws; the code of the change draws with the usual one.
 
         Warns:
             NoEffectWarning: if nothing matched.
@@ -121,7 +122,7 @@ class Remedy(ABC):
         anatomy = anatomy_of(copy, given[0])
         before = list(copy.model.parameters())
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(SEED)
+            torch.manual_seed(seed)
             applies, by_hand = self.applies_to(copy, anatomy), self.by_hand(copy, anatomy, given)
             changed, remedy, edits = self.edit(copy, anatomy, given) if applies else (copy, self, [])
         if not edits:

@@ -49,6 +49,7 @@ class FitLoss(Remedy):
             Cause.SOFTMAX_OVER_THE_BATCH,
             Cause.WRONG_OUTPUT_COUNT,
             Cause.WRONG_DIRECTION,
+            Cause.MISMATCHED_SHAPES,
             Cause.NON_FINITE,
         }
     )
@@ -105,6 +106,8 @@ def _right_loss(ending: Ending) -> str | None:
         wanted = output.bounds == (0.0, 1.0) if loss.wants == "probabilities" else not ending.squashed
         suits = loss.family == "binary cross entropy" and loss.sign > 0 and loss.ignored < 0.1
         return None if suits and wanted else "BCEWithLogitsLoss"
+    if output.shape == target.shape and ending.contract.paired is False:
+        return "MSELoss"
     amounts = not target.whole and (target.low < 0 or target.high > 1)
     unfit = loss.family in ("cross entropy", "binary cross entropy") or loss.sign < 0
     return "MSELoss" if amounts and unfit else None
@@ -215,7 +218,7 @@ class WeighClasses(Remedy):
         options += "" if like.device.type == "cpu" else f', device="{like.device}"'
         code = f"weights = torch.tensor({weights}{options})\n"
         code += (
-            f"loss_fn = nn.{type(loss_fn).__name__}({slot}=weights)"
+            f"loss_fn = nn.{type(loss_fn).__name__}({slot}=weights{_options(loss_fn)})"
             if isinstance(loss_fn, nn.Module)
             else f"loss_fn = partial(F.{getattr(setup.loss_fn, '__name__', '')}, {slot}=weights)"
         )
@@ -247,6 +250,17 @@ def _with(loss_fn: Any, slot: str, weights: Tensor) -> Any:
         return partial(loss_fn, **{slot: weights})
     setattr(loss_fn, slot, weights)  # of the private copy
     return loss_fn
+
+
+def _options(loss_fn: nn.Module) -> str:
+    """The options of torch's loss that are not the usual ones, as further arguments.
+
+    >>> _options(nn.CrossEntropyLoss(label_smoothing=0.1)), _options(nn.NLLLoss())
+    (', label_smoothing=0.1', '')
+    """
+    usual = {"ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0}
+    own = {name: getattr(loss_fn, name, value) for name, value in usual.items()}
+    return "".join(f", {name}={value!r}" for name, value in own.items() if value != usual[name])
 
 
 def _weights(ending: Ending, slot: str) -> list[float] | float | None:

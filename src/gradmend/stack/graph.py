@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from threading import Lock
 from typing import Any
 
 import torch
@@ -127,10 +126,6 @@ class _Loss(nn.Module):
         return replace(self._setup, loss_fn=loss_fn).loss(batch), right
 
 
-_tracing = Lock()
-"""Tracing changes settings of the whole process for a moment."""
-
-
 @contextmanager
 def _plain_kernels() -> Iterator[None]:
     """Without oneDNN, whose recurrent layers torch cannot batch."""
@@ -142,7 +137,7 @@ def _plain_kernels() -> Iterator[None]:
 
 
 def _traced(step: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor]) -> GraphModule:
-    with _tracing, warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _plain_kernels():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _plain_kernels():
         warnings.filterwarnings("error", message="There is a performance drop")
         try:
             graph = trace(vmap(step, randomness="different"), tensors)

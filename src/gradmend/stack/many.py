@@ -1,15 +1,12 @@
-"""Many: trainings grouped by structure, cut into chunks, and run side by side."""
+"""Many: trainings grouped by structure, cut into chunks, and run one chunk after the other."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from itertools import chain
 from statistics import median
-from threading import Event
 from time import perf_counter
 
 import torch
@@ -45,7 +42,8 @@ def train_many(
     """Train many setups **in place**, each as `train` does it, those of one structure in one computation.
 
     Networks that differ in numbers only, such as weights, rates, schedules and seeds, are stacked: each
-    kernel works on all of them. What cannot be stacked, or would not gain, is trained one after the other.
+    kernel works on all of them, on one thread of the CPU. What cannot be stacked, or would not gain, is
+    trained one after the other.
 
     Args:
         setups: with optimizer factories; a live optimizer is trained alone.
@@ -107,28 +105,15 @@ def _alone(member: Member, device: str, show: Show | None) -> History:
 
 def _stacked(members: Sequence[Member], show: Show) -> dict[int, History]:
     """What became of those that could be stacked, by their places."""
-    offered, stopped = torch.get_num_threads(), Event()
-
-    def go_on(steps: int) -> None:
-        if stopped.is_set():
-            raise _Stopped
-        show(steps)
-
-    parts = [part for group in _groups(members) for part in _cut(group)]
     found: dict[int, History] = {}
-    pool = ThreadPoolExecutor(offered, initializer=torch.set_num_threads, initargs=(1,))
+    offered = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would wait for each other at every one of many short kernels
     try:
-        for histories in pool.map(partial(_together, show=go_on, offered=offered), parts):
-            found |= histories
+        for part in (part for group in _groups(members) for part in _cut(group)):
+            found |= _together(part, show, offered)
     finally:
-        stopped.set()
-        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(offered)
     return found
-
-
-class _Stopped(Exception):
-    """Nobody waits for the result any more."""
 
 
 def _groups(members: Sequence[Member]) -> list[list[Member]]:

@@ -12,13 +12,13 @@ from rich.text import Text
 
 from gradmend.console import Printable, lines, number, plain_data
 from gradmend.data import as_batches, check_batch
-from gradmend.diagnosis import Diagnosis, Severity, diagnose
+from gradmend.diagnosis import Diagnosis, Severity
 from gradmend.remedies import Change
 from gradmend.remedies.code import code
 from gradmend.setup import Batch, Budget, Setup
 from gradmend.training import Trial, best_threads
 from gradmend.treatment.plans import UNTREATED
-from gradmend.treatment.search import Search
+from gradmend.treatment.search import Search, diagnosed
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def mend(
     Args:
         setup: stays as it is.
         batches: one batch or several; trials go through them again and again.
-        budget: of each trial.
+        budget: of each trial in steps, of all together in seconds and in so many whole trials.
         report: is told what is being done, in words.
         steps: how many optimizer steps are planned; whether they suffice is judged only if they are told.
 
@@ -138,12 +138,13 @@ def mend(
     for batch in given:
         check_batch(batch)
     say("measuring")
-    before = diagnose(setup, given, steps=steps)
+    budget = budget or Budget()
+    before = diagnosed(setup, given, budget, steps)
     if before.healthy and (setup.optimizer is None or not (before.doubtful or steps)):
         return Treatment(setup, (), before, before, ())
     setup.build_optimizer()  # without one there is nothing to try
     with best_threads(setup, given[:1]):
-        search = Search(setup, given, budget or Budget(), say, steps)
+        search = Search(setup, given, budget, say, steps)
         if before.healthy and search.learns():
             return Treatment(setup, (), before, before, ())
         changes = search.run(before)

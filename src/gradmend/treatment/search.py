@@ -12,6 +12,7 @@ from typing import cast
 
 from gradmend.causes import Cause
 from gradmend.diagnosis import Diagnosis, diagnose, look
+from gradmend.diagnosis.reach import MOST_SECONDS, judged
 from gradmend.errors import GradmendError, NoEffectWarning
 from gradmend.readout import lower
 from gradmend.remedies import (
@@ -28,7 +29,6 @@ from gradmend.remedies import (
 )
 from gradmend.setup import Batch, Budget, Setup
 from gradmend.training import Run, Trial
-from gradmend.training.evaluation import evaluate, fit
 from gradmend.treatment.plans import Plan, cost, describe, joined
 from gradmend.treatment.structures import extensions, structures
 
@@ -52,6 +52,9 @@ _TOLERANCE = 0.05
 
 _REDUCTIONS = 3
 """So many ways to take away from a plan are tried, if what is left proves no good in the end."""
+
+_OF_THE_TIME = 0.2
+"""So much of the time the trainings of one diagnosis may take."""
 
 _KEPT = 8
 """So many changed copies of the setup are kept for further trials."""
@@ -90,6 +93,11 @@ def _share(share: float, score: float) -> float:
     (0.4, -1.5)
     """
     return score - (1 - share) * abs(score)
+
+
+def diagnosed(setup: Setup, batches: Sequence[Batch], budget: Budget, planned: int | None) -> Diagnosis:
+    """A diagnosis whose own trainings take a part of the budget's time."""
+    return diagnose(setup, batches, steps=planned, seconds=min(MOST_SECONDS, _OF_THE_TIME * budget.seconds))
 
 
 class TimeIsUp(Exception):
@@ -146,7 +154,9 @@ class Search:
         """Of the setup after a plan."""
         if plan not in self._diagnosed:
             self.say(f"measuring after {describe(plan)}")
-            self._diagnosed[plan] = diagnose(self.apply(plan)[-1].setup, self.given, steps=self.planned)
+            self._diagnosed[plan] = diagnosed(
+                self.apply(plan)[-1].setup, self.given, self.budget, self.planned
+            )
         return self._diagnosed[plan]
 
     def run(self, before: Diagnosis) -> tuple[Change, ...]:
@@ -161,16 +171,27 @@ class Search:
     def _run(self, before: Diagnosis) -> None:
         self.trial((), self.budget.steps)
         finalists = self.race(self.gather(before))
-        better = filter(self.better, [*finalists, *self.tuned(finalists)])
-        for plan in sorted(better, key=self.rank):
+        better = sorted(filter(self.better, [*finalists, *self.tuned(finalists)]), key=self.rank)
+        for plan in better:
             self.best = plan
             for _ in range(_REDUCTIONS):
                 less = self.reduced(plan)
                 if self.confirmed(less):
                     self.best = less
+                    self.best = self.lasting(less)
                     return
                 self._refuted.add(less)
         self.best = ()
+        self.best = next((plan for plan in better if self.better(plan, 2 * self.budget.steps, seed=1)), ())
+
+    def lasting(self, plan: Plan) -> Plan:
+        """The plan, or what trains nearly always, where that gets clearly further in the planned steps."""
+        if not self.planned or self.patience <= self.budget.steps or plan == self.firm:
+            return plan
+        late = self.score(plan, self.patience)
+        if late > 1 - _TOLERANCE or not self.firm or not self.cures(self.firm):
+            return plan
+        return self.firm if self.score(self.firm, self.patience) > late + _TOLERANCE else plan
 
     def leader(self) -> Plan:
         """The plan of the best trial so far, if it beats the setup as it is."""
@@ -274,12 +295,12 @@ class Search:
         rates = [joined(shape, (LearningRate(),)) for shape in shapes]
         return [plan for plan in dict.fromkeys(rates) if plan not in plans]
 
-    def better(self, plan: Plan) -> bool:
+    def better(self, plan: Plan, steps: int | None = None, seed: int = 0) -> bool:
         """Whether a plan trains clearly better than the setup as it is, or cures it and learns well.
 
         How well something fits a wrong loss says little.
         """
-        gained, own = self.score(plan), self.score(())
+        gained, own = self.score(plan, steps, seed), self.score((), steps, seed)
         if self.treatable & _CONTRADICTIONS:
             return self.cures(plan) and gained >= min(own - _COST_OF_CURE, _HALF)
         return gained > own + 0.05 * (1 - own)
@@ -380,15 +401,17 @@ class Search:
         return self._runs[plan, seed]
 
     def judge(self, trained: Setup) -> float | None:
-        """How well held-back samples fit, and where there are classes, how many of them are right: the mean.
+        """How well held-back samples fit."""
+        return judged(trained, self.held)
 
-        An output that is far too large fits its targets better than others even if it is mostly wrong.
-        """
-        found = fit(trained, self.held)
-        right = None if found is None else evaluate(trained, self.held)[1]
-        return found if found is None or right is None else (found + right) / 2
+    def spent(self) -> int:
+        """The optimizer steps of all trials; those of one plan go on from where they stopped."""
+        longest: dict[tuple[Plan, int], int] = {}
+        for (plan, _, seed), trial in self.trials.items():
+            longest[plan, seed] = max(longest.get((plan, seed), 0), len(trial.losses))
+        return sum(longest.values())
 
     def pause(self) -> None:
         """Between two pieces of work: end here if the budget is spent."""
-        if perf_counter() > self.until or len(self.trials) >= self.budget.trials:
+        if perf_counter() > self.until or self.spent() >= self.budget.trials * self.budget.steps:
             raise TimeIsUp

@@ -1,7 +1,7 @@
 """Events: what happens in a running training, without a hook on any model or optimizer.
 
 While someone listens, one global pre and post hook sees the steps of all optimizers, and stand-ins for
-`torch.autograd.backward` and `GradScaler.scale` see the losses. All are taken away with the last listener.
+`torch.autograd.backward` and of a `GradScaler` see the losses. All are taken away with the last listener.
 """
 
 from __future__ import annotations
@@ -35,6 +35,27 @@ class Listener(Protocol):
 
     def after_step(self, optimizer: Optimizer) -> None:
         """It has stepped."""
+
+    def after_update(self) -> None:
+        """A `GradScaler` has ended a step, also one in which it let no optimizer step."""
+
+
+class Guarded:
+    """A listener that never raises.
+
+    Args:
+        listener: that may.
+        guard: makes functions that do not.
+    """
+
+    def __init__(
+        self, listener: Listener, guard: Callable[[Callable[..., None]], Callable[..., None]]
+    ) -> None:
+        self.before_backward = guard(listener.before_backward)
+        self.after_backward = guard(listener.after_backward)
+        self.before_step = guard(listener.before_step)
+        self.after_step = guard(listener.after_step)
+        self.after_update = guard(listener.after_update)
 
 
 _listeners: tuple[Listener, ...] = ()
@@ -87,6 +108,7 @@ def _install() -> None:
     _remove.extend(hook.remove for hook in hooks)
     _stand_in(torch.autograd, "backward", _backward)
     _stand_in(GradScaler, "scale", _scale)
+    _stand_in(GradScaler, "update", _update)
 
 
 def _stand_in(home: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -193,6 +215,16 @@ def _scale(original: Callable[..., Any]) -> Callable[..., Any]:
         return found
 
     return scale
+
+
+def _update(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def update(self: GradScaler, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        for listener in _listeners:
+            listener.after_update()
+
+    return update
 
 
 def _scale_of(root: Tensor) -> float | Tensor:

@@ -176,13 +176,17 @@ _SHRUNK = frozenset(
 )
 
 
+_PART = 8
+"""Exams are seldom, and shall not need memory that the training has not: a small network's step has 1 MB."""
+
+
 class _LiveProbe(Probe):
     """The probe of `measure`, led by a forward and backward pass that somebody else takes."""
 
     recorder: CarefulRecorder
 
     def __init__(self, ledger: Ledger, model: nn.Module, guard: Guard) -> None:
-        super().__init__(ledger, model, guard, partial(CarefulRecorder, guard=guard))
+        super().__init__(ledger, model, guard, partial(CarefulRecorder, guard=guard), _PART)
         self._waited: dict[int, Tensor] = {}
 
     def end_forward(self) -> None:

@@ -38,6 +38,11 @@ class Losses:
         self.several = bool(self._new)
         self._new.append((loss.detach(), scale, self.several and _divided(loss)))
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there are losses of a step that has not come."""
+        return bool(self._new)
+
     def put_aside(self) -> None:
         """Another optimizer steps: the losses so far are its own, unless there are no others."""
         if self._new:

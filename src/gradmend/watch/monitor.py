@@ -114,8 +114,14 @@ class Watch:
             )
         return self
 
-    def detach(self) -> None:
-        """End, and leave nothing behind."""
+    def detach(self, failed: bool = False) -> None:
+        """End, and leave nothing behind.
+
+        Args:
+            failed: the training has raised an error: what was not finite in the last call is reported.
+        """
+        if failed:
+            self._session.look_back()
         self._session.finish()
         events.settle()
         if self._sink is not None:
@@ -127,7 +133,7 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.detach()
+        self.detach(isinstance(error, Exception))
 
     def leave_modules(self) -> None:
         """Look at no signals from now on: hooks on modules change what `torch.compile` makes of any model."""

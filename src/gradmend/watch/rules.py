@@ -17,7 +17,7 @@ from gradmend.console import lines, number
 from gradmend.diagnosis import Finding, Severity
 from gradmend.diagnosis.course import oscillating_loss, plateau
 from gradmend.training import History
-from gradmend.watch.stream import Array, Stream, Table
+from gradmend.watch.stream import RECENT, Array, Stream, Table
 
 _SOON = 20
 """Steps after a rise of the learning rate within which a rise of the loss is put down to it."""
@@ -28,8 +28,15 @@ _LONG = 1000
 _TENFOLD = 10.0
 """A layer whose size changes tenfold between two looks, more than the others do, is worth a full one."""
 
-_GONE = 0.01
-"""Training does not take a hundredth part of a layer's weights and leave the rest at their place."""
+_GONE, _STRIDE = 0.01, 0.1
+"""What shrinks to a hundredth was not trained to be so, if a step moves it by less than a tenth of itself."""
+
+_SAME = 1e-3
+"""Two losses that differ by less, relative to their size, are the same."""
+
+
+_MANY = 20
+"""Steps in a row that are skipped for another reason than that the scale is too large."""
 
 
 def calm(stream: Stream) -> bool:
@@ -37,15 +44,19 @@ def calm(stream: Stream) -> bool:
     losses, rates = stream.losses, stream.rates
     return (
         rates.raised is None
+        and stream.skipped < _MANY
         and losses.last is not None
-        and losses.last <= losses.start + 0.5 * abs(losses.start)
+        and -math.inf < losses.last <= losses.start + 0.5 * abs(losses.start)
     )
 
 
 def non_finite(stream: Stream) -> Finding | None:
-    """The loss of the last step is NaN or infinite: says where that was born, as far as it was seen."""
+    """The loss of the last step is NaN or infinite: says where that was born, as far as it was seen.
+
+    Or the loss is finite, and 20 steps in a row were skipped: a scale of 65536 is below 0.1 then.
+    """
     if not stream.losses.recent or math.isfinite(stream.losses.recent[-1][1]):
-        return None
+        return _skipping(stream)
     step, loss = stream.losses.recent[-1]
     before = [value for _, value in stream.losses.recent if math.isfinite(value)]
     after = f", after {number(before[-1], 4)}" if before else ""
@@ -53,6 +64,13 @@ def non_finite(stream: Stream) -> Finding | None:
     text = f"The loss of step {step} is {loss}{after}. {birth.sentence if birth else ''}".strip()
     sites, where = (birth.sites, birth.where) if birth else ((), ())
     return Finding(Cause.NON_FINITE, Severity.ERROR, text, sites=sites, where=where)
+
+
+def _skipping(stream: Stream) -> Finding | None:
+    if stream.skipped < _MANY:
+        return None
+    text = f"The last {stream.skipped} steps were skipped: the loss is finite, its gradient is not."
+    return Finding(Cause.NON_FINITE, Severity.ERROR, text)
 
 
 def learning_rate_too_high(stream: Stream) -> Finding | None:
@@ -109,12 +127,15 @@ def divergence(stream: Stream) -> Finding | None:
 
 
 def weights_gone(stream: Stream) -> Finding | None:
-    """Between two looks the weights of a layer shrank to a hundredth: something has overwritten them."""
+    """Between two looks the weights of a layer shrank to a hundredth: something has overwritten them.
+
+    Not the optimizer: at the first look its step was below a tenth of their size.
+    """
     now, before = stream.latest("weights"), stream.previous("weights")
     if now is None or before is None:
         return None
     old, new = before.column("value"), now.column("value")
-    gone = np.flatnonzero((old > 0) & (new < _GONE * old))
+    gone = np.flatnonzero((old > 0) & (new < _GONE * old) & ~(before.column("update") > _STRIDE * old))
     matrices = [int(i) for i in gone if not now.rows[i].endswith("bias")]
     if not matrices:
         return None
@@ -127,6 +148,41 @@ def weights_gone(stream: Stream) -> Finding | None:
     return at(
         stream, Cause.WEIGHTS_TOO_SMALL, Severity.ERROR, text, float(new[worst]), float(old[worst]), names
     )
+
+
+def bouncing(stream: Stream) -> Finding | None:
+    """The last losses are `in_turn`, and yet each step moves weights by a tenth of their size and more.
+
+    They jump from one side of a valley to the other and back: where it curves by 2 / rate, steps neither
+    shrink nor grow (Cohen, Kaur, Li, Kolter, Talwalkar 2021, https://arxiv.org/abs/2103.00065).
+    """
+    table = stream.latest("weights")
+    if table is None or not in_turn(stream):
+        return None
+    with np.errstate(all="ignore"):
+        moved = table.column("update") / table.column("value")
+    matrices = [int(i) for i in np.flatnonzero(moved > _STRIDE) if not table.rows[i].endswith("bias")]
+    if not matrices:
+        return None
+    worst = max(matrices, key=lambda i: moved[i])
+    (_, one), (_, other) = list(stream.losses.recent)[-2:]
+    text = (
+        f"The last {RECENT} losses are {number(one)} and {number(other)} in turn, and nothing else, though "
+        f"each step moves {table.rows[worst]} by {moved[worst]:.0%} of its size: there and back."
+    )
+    names, unit = tuple(table.rows[i] for i in matrices), "step over the size of the weights"
+    measured = float(moved[worst])
+    return at(stream, Cause.OSCILLATING_LOSS, Severity.ERROR, text, measured, _STRIDE, names, unit)
+
+
+def in_turn(stream: Stream) -> bool:
+    """Whether the last 64 losses are but two numbers in turn, perhaps equal ones; not where all is learnt."""
+    last = [loss for _, loss in stream.losses.recent]
+    if len(last) < RECENT or not all(map(math.isfinite, last)):
+        return False
+    sides = last[::2], last[1::2]
+    same = all(max(side) - min(side) <= _SAME * abs(median(side)) for side in sides)
+    return same and median(last) > _SAME * stream.losses.start
 
 
 def silent_layer(stream: Stream) -> Finding | None:
@@ -170,7 +226,7 @@ STEP_RULES: tuple[Callable[[Stream], Finding | None], ...] = (
 )
 """On losses and rates; for every step."""
 
-TABLE_RULES: dict[str, tuple[Callable[[Stream], Finding | None], ...]] = {"weights": (weights_gone,)}
+TABLE_RULES: dict[str, tuple[Callable[[Stream], Finding | None], ...]] = {"weights": (weights_gone, bouncing)}
 """On what is read of the model, whenever a table of it is."""
 
 
@@ -180,9 +236,26 @@ def judge_course(stream: Stream) -> list[Finding]:
     Not that on divergence, which takes the first losses as they are: those of single samples are chance.
     """
     history = _history(stream)
-    rules = (oscillating_loss, plateau) if stream.losses.count >= _LONG else (oscillating_loss,)
-    found = [rule(history) for rule in rules]
+    found = [oscillating_loss(history), risen(stream)]
+    if stream.losses.count >= _LONG:
+        found.append(plateau(history))
     return [finding for finding in found if finding is not None]
+
+
+def risen(stream: Stream) -> Finding | None:
+    """The last 64 losses are all far above the first: the weights were lost in the first few steps.
+
+    Their median is half as high again, and the first lies below their least by a quarter of what that lies
+    below the median: so that a first loss that is low by chance, as of a single sample, is none.
+    """
+    start, last = (*stream.losses.all, math.nan)[0], [loss for _, loss in stream.losses.recent]
+    if stream.lasting or len(last) < RECENT or not all(map(math.isfinite, (start, *last))):
+        return None
+    usual = median(last)
+    if usual < start + 0.5 * abs(start) or start > min(last) - 0.25 * (usual - min(last)):
+        return None
+    text = f"The loss went from {number(start)} up to {number(usual)} in {stream.losses.count} steps."
+    return Finding(Cause.DIVERGENCE, Severity.ERROR, text, usual, start, "loss")
 
 
 def _history(stream: Stream) -> History:

@@ -20,12 +20,12 @@ from gradmend.profile import Profile
 from gradmend.setup import parameters_of
 from gradmend.watch import events, rules
 from gradmend.watch.exam import Exam, judge, running
-from gradmend.watch.gate import Gate
+from gradmend.watch.gate import Gate, compiled
 from gradmend.watch.gradients import Gradients
 from gradmend.watch.losses import Losses
 from gradmend.watch.mail import Mail
 from gradmend.watch.notices import Notices, Sink
-from gradmend.watch.origin import find_origin
+from gradmend.watch.origin import Calls, find_origin
 from gradmend.watch.owner import Owner, rate
 from gradmend.watch.pace import SHARES, Pace
 from gradmend.watch.ranks import First, Other, join
@@ -68,11 +68,11 @@ class Session:
         self.profile: Profile | None = None
         self.stream = Stream()
         self.on = False
-        self.compiled = _compiled(model)
+        self.compiled = compiled(model)
         self._model = weakref.ref(model, lambda _: self._let_go())
         self._owner = Owner(self._model, optimizer)
         self._pace, self._notices, self._sink, self._failed = pace, notices, sink, fail
-        self._mail, self._losses = Mail(), Losses()
+        self._mail, self._losses, self._calls = Mail(), Losses(), Calls()
         self._names: tuple[str, ...] = ()
         self._sizes = self._counts = as_array(torch.zeros(0))
         self._ranks: First | Other | None = None
@@ -80,18 +80,17 @@ class Session:
         self._weights: Weights | None = None
         self._taps: Taps | None = None
         self._exam: Exam | None = None
-        self._call: tuple[Any, Any] | None = None
         self._entrance = Gate(self.guard(self._entered))
         self._exit: RemovableHandle | None = None
         self._looking: tuple[str, ...] = ()
-        self._open = False
+        self._open = self._late = False
         self._norm: float | None = None
         self._scale: float | Tensor = 1.0
         self._unseen, self._next_course = 0, _COURSE
         self._candidates: frozenset[Cause] = frozenset()
-        self._warned = False
+        self._warned = self._unsure = False
         self._leave = self.guard(self._left)
-        self._listener = _Guarded(self)
+        self._listener = events.Guarded(self, self.guard)
 
     def start(self) -> None:
         """Begin with the next step, or go on."""
@@ -108,7 +107,7 @@ class Session:
         events.unlisten(self._listener)
         self._abort()
         self._disarm()
-        self._gradients = self._weights = None
+        self._let_go()
 
     def leave_modules(self) -> None:
         """From now on look at no signals, so that there is no hook on modules."""
@@ -119,7 +118,8 @@ class Session:
 
     def _let_go(self) -> None:
         """The model is gone, perhaps while another is compiled: hooks are taken away at the next event."""
-        self._gradients = self._weights = self._exam = self._call = None
+        self._gradients, self._weights, self._exam = None, None, None
+        self._calls.forget()
 
     def finish(self) -> None:
         """Stop, and read what is still on its way."""
@@ -128,6 +128,12 @@ class Session:
             if self._ranks is not None:
                 self.guard(self._ranks.finish)()
             self.stop()
+
+    def look_back(self) -> None:
+        """The training has raised an error, perhaps over numbers that were not finite in its last call."""
+        model = self._model()
+        if model is not None and (found := self._calls.find_now(model)):
+            self._notices.update("end", self.step + 1, [found])
 
     def guard(self, function: Callable[..., None]) -> Callable[..., None]:
         """A function whose errors end the session and never reach the training."""
@@ -150,8 +156,9 @@ class Session:
         if self._model() is None:
             self.stop()
             return
-        if self._call is not None and loss.device.type == "cpu" and not math.isfinite(loss.item()):
-            self._find_origin(*self._call)
+        self._late = loss.device.type != "cpu"
+        if not (self._calls.now is None or self._late or math.isfinite(loss.item())):
+            self._find_origin(*self._calls.now)
         self._losses.add(loss, scale)
         self._scale = scale
         if self._exam is not None:
@@ -159,11 +166,11 @@ class Session:
 
     def after_backward(self) -> None:
         """Its gradients are there."""
-        self._call = None
+        self._calls.end(self._late)
         if self._exam is not None:
             self._exam.after_backward()
-        if self._losses.several and not self.compiled and self._unseen < _UNSEEN:
-            self._entrance.open()
+        if self._losses.several:
+            self._see_call()
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Gradients are now what the optimizer gets."""
@@ -172,8 +179,10 @@ class Session:
             return
         if not self._owner.owns(optimizer):
             self._losses.put_aside()
+            self._see_call()
             return
         self.step += 1
+        self.stream.skipped = 0
         if self.step == 1 and (model := self._model()) is not None:
             self._ranks = join(model, self._pace)
         if self._gradients is None:
@@ -210,19 +219,40 @@ class Session:
         self._pace.note(self._looking)
         self._plan()
 
+    def after_update(self) -> None:
+        """A step for which losses still wait was skipped: what was looked at in it comes to nothing."""
+        if not self._losses.waiting or (loss := self._losses.take()) is None:
+            return
+        self._abort()
+        self._open_again()
+        self.stream.skipped += 1
+        step = self.step + 1
+        self._mail.post(loss, lambda x: self._judge_loss(step, x.item()))
+
     # looking
 
     def _plan(self) -> None:
         """Choose what to look at in the next step."""
-        whole = not self.compiled and self._unseen < _UNSEEN
-        possible = _ALL if whole and self._taps is not None else _SOME if whole else _FEW
+        possible = _ALL if self._whole and self._taps is not None else _SOME if self._whole else _FEW
         step, ranks = self.step + 1, self._ranks
         self._looking = (
             self._pace.next(step, possible) if ranks is None else ranks.plan(step, possible, self._pace)
         )
+        self._open_again()
+
+    def _open_again(self) -> None:
+        """Wait for the model's next call."""
         self._open = False
-        if whole:
+        self._see_call()
+
+    def _see_call(self) -> None:
+        if self._whole:
             self._entrance.open()
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the model is called as a whole, by what is known of it."""
+        return not self.compiled and self._unseen < _UNSEEN
 
     def _disarm(self) -> None:
         self._entrance.close()
@@ -235,7 +265,7 @@ class Session:
             return
         self._disarm()
         caller, variables = running(module)
-        self._call = args, variables.get("kwargs", {})
+        self._calls.now = call = args, variables.get("kwargs", {})
         if self._open:
             return
         self._open = True
@@ -244,7 +274,7 @@ class Session:
         if "exam" in self._looking:
             self._exam = Exam(module, self.guard)
             self._exit = register_module_forward_hook(self._leave, always_call=True)
-            self._exam.begin(*self._call, caller)
+            self._exam.begin(*call, caller)
 
     def _left(self, module: nn.Module, _args: Any, output: Any) -> None:
         if module is not self._model() or self._exam is None:
@@ -259,7 +289,7 @@ class Session:
             self._exam.abort()
         if self._taps is not None:
             self._taps.close()
-        self._exam = self._call = None
+        self._exam, self._calls.now = None, None
 
     def _build(self) -> None:
         """Look at the parameters that the model has now."""
@@ -296,7 +326,7 @@ class Session:
         self._build()
 
     def _find_origin(self, args: Any, kwargs: Any) -> None:
-        model, self._call = self._model(), None
+        model, self._calls.now = self._model(), None
         if self._ranks is not None:
             self._ranks.collect()
         if model is not None and self.stream.origin is None and not (self._ranks and self._ranks.blamed):
@@ -376,19 +406,26 @@ class Session:
         self._norm = None
         self.stream.rates.add(step, rate)
         if loss is not None:
-            if loss > self.stream.losses.bound:
-                self._pace.suspect(step)
-            self.stream.losses.add(step, loss)
-            if self.stream.lasting or not rules.calm(self.stream):
-                found = [finding for rule in rules.STEP_RULES if (finding := rule(self.stream))]
-                self._notices.update("losses", step, found)
-                self.stream.lasting = self._notices.lasting("losses")
-            if math.isfinite(loss):
-                self.stream.origin = None
+            self._judge_loss(step, loss)
+
+    def _judge_loss(self, step: int, loss: float) -> None:
+        model = self._model()
+        if self.stream.origin is None and model is not None and not math.isfinite(loss):
+            self.stream.origin = self._calls.find_later(model)
+        if loss > self.stream.losses.bound:
+            self._pace.suspect(step)
+        self.stream.losses.add(step, loss)
+        if self._speaks and (self.stream.lasting or not rules.calm(self.stream)):
+            found = [finding for rule in rules.STEP_RULES if (finding := rule(self.stream))]
+            self._notices.update("losses", step, found)
+            self.stream.lasting = self._notices.lasting("losses")
+        if math.isfinite(loss):
+            self.stream.origin = None
 
     def _decide(self, findings: list[Finding], first: bool) -> None:
         """What the first full look finds is so, and what two in a row do; warnings wait for the losses."""
-        if first:  # optimizers that have not stepped yet are not known
+        self._unsure = self.step < _COURSE and any(f.cause is Cause.NOT_IN_OPTIMIZER for f in findings)
+        if self._unsure:  # optimizers that have not stepped yet are not known
             findings = [f for f in findings if f.cause is not Cause.NOT_IN_OPTIMIZER]
         self._warned = any(f.severity is Severity.WARNING for f in findings)
         if self.step < _COURSE or self.stream.losses.falling:
@@ -401,28 +438,13 @@ class Session:
             self._pace.insist()
 
     def _review(self) -> None:
-        """Judge the course of the losses, and look again at what there were warnings of."""
+        """Judge the course of the losses, and look again at what there were warnings of, or was too early."""
         self._next_course = 2 * self.step
         self._notices.update("course", self.step, rules.judge_course(self.stream))
-        if self._warned and not self.stream.losses.falling:
+        again = self._unsure or rules.in_turn(self.stream)
+        if again or (self._warned and not self.stream.losses.falling):
             self._pace.insist()
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         if self._sink is not None:
             self._sink.write(kind, step, values)
-
-
-class _Guarded:
-    """A session as a listener that never raises."""
-
-    def __init__(self, session: Session) -> None:
-        self.before_backward = session.guard(session.before_backward)
-        self.after_backward = session.guard(session.after_backward)
-        self.before_step = session.guard(session.before_step)
-        self.after_step = session.guard(session.after_step)
-
-
-def _compiled(model: nn.Module) -> bool:
-    return any(
-        type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in model.modules()
-    )

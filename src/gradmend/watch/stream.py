@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float32]
 _KEPT = 2048
 """Of longer trainings neighbouring losses are averaged."""
 
-_RECENT, _REVIEW = 64, 16
+RECENT, _REVIEW = 64, 16
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Losses:
     count: int = 0
     start: float = math.nan
     bound: float = math.inf
-    recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECENT))
     _all: list[float] = field(default_factory=list)
     _part: list[float] = field(default_factory=list)
     _stride: int = 1
@@ -91,7 +91,7 @@ class Losses:
         """What came after this step never was."""
         if step < self.count:
             self.count = step
-            self.recent = deque((pair for pair in self.recent if pair[0] <= step), maxlen=_RECENT)
+            self.recent = deque((pair for pair in self.recent if pair[0] <= step), maxlen=RECENT)
             self._all, self._part = self._all[: step // self._stride], []
             self.bound = math.inf
 
@@ -142,6 +142,7 @@ class Stream:
 
     Attributes:
         sites: the name and the line of the first site that uses a parameter, by the parameter's name.
+        skipped: how many steps in a row a `GradScaler` has left out.
         origin: where the first number came from that is not finite, if that was seen.
         lasting: what was found in the losses and has not passed.
 
@@ -157,6 +158,7 @@ class Stream:
         self.rates = Rates()
         self._tables: dict[str, tuple[Table | None, Table]] = {}
         self.sites: dict[str, tuple[str, str | None]] = {}
+        self.skipped = 0
         self.origin: Finding | None = None
         self.lasting: dict[Cause, Finding] = {}
 

@@ -147,7 +147,7 @@ def _flat(signal: Tensor) -> Tensor:
 def layers(anatomy: Anatomy, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """One module per layer: that of its activation where there is one, else that of its weights.
 
-    Without an anatomy's help, as where the user's code calls functions only, there are none.
+    Where the user's code calls functions only, between modules of its own, there are none.
     """
     sites = [site for site in anatomy.sites if site.parameters and site.kind not in ("normalization", "sum")]
     ends = [_end(anatomy, site, modules) for site in sites]
@@ -157,6 +157,12 @@ def layers(anatomy: Anatomy, modules: Mapping[str, nn.Module]) -> dict[str, nn.M
 def _end(anatomy: Anatomy, site: Site, modules: Mapping[str, nn.Module]) -> str | None:
     after = anatomy.activation_after(site)
     for found in (after, site):
-        if found is not None and found.name == found.module and found.module in modules:
+        if found is not None and _is_whole(found, modules):
             return found.module
     return None
+
+
+def _is_whole(site: Site, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether its module is the layer: one of torch's own, or of the user's without parts."""
+    path = site.module
+    return path in modules and (site.name == path or (path != "" and not modules[path]._modules))

@@ -54,7 +54,7 @@ class TreatedSession(Session):
     def _entered(self, module: nn.Module, args: Any) -> None:
         super()._entered(module, args)
         if self._exam is not None:
-            self._examined = self._call
+            self._examined = self._calls.now
 
     def _take_loss(self, step: int, rate: float | None, loss: float | None) -> None:
         if loss is not None:

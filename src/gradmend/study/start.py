@@ -1,0 +1,67 @@
+"""Start: what can be seen of a trial before its first step."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gradmend.anatomy import Site
+from gradmend.diagnosis import look
+from gradmend.errors import GradmendError
+from gradmend.harmless import undisturbed, untouched
+from gradmend.recorder import Call, Recorder
+from gradmend.setup import Batch, Setup
+from gradmend.zoo import Recipe
+
+
+def first_batch(recipe: Recipe, seed: int) -> Batch:
+    """A batch of the training rows, drawn by the seed of the trial."""
+    return next(recipe.data.batches(recipe.batch_size, generator=torch.Generator().manual_seed(seed)))
+
+
+def findings(recipe: Recipe, batch: Batch) -> tuple[str, ...]:
+    """The names of the causes that the rules find, without steps on a copy; none if it cannot be measured."""
+    try:
+        found = look(recipe.setup, batch).findings
+    except GradmendError:
+        return ()
+    return tuple(dict.fromkeys(finding.cause.name for finding in found))
+
+
+def first_over_last(setup: Setup, batch: Batch) -> float | None:
+    """The norm of the gradient at the output of the first layer with weights, over that of the last one.
+
+    As `gradmend.ratio` has it, but by one plain step, as each trial takes it. The setup stays as it is.
+
+    Returns:
+        None if gradients reach fewer than two such layers, or none is left of them at the last.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+        >>> _ = nn.init.eye_(model[0].weight), nn.init.constant_(model[1].weight, 0.5)
+        >>> first_over_last(Setup(model, nn.MSELoss()), (torch.ones(1, 2), torch.zeros(1, 2)))
+        1.0
+    """
+    norms: dict[int, Tensor] = {}
+
+    def watch(_: Call, site: Site, output: Tensor) -> None:
+        if site.weighted and output.requires_grad:
+            note = partial(_note, norms, site.index)
+            output.register_hook(note)  # type: ignore[no-untyped-call]
+
+    recorder = Recorder(setup.model, after=watch)
+    batch = untouched(batch)
+    with undisturbed(setup.model):
+        with recorder.watching(batch):
+            loss = setup.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+    places = sorted(norms)
+    last = norms[places[-1]].item() if len(places) > 1 else 0.0
+    return norms[places[0]].item() / last if last else None
+
+
+def _note(norms: dict[int, Tensor], place: int, gradient: Tensor) -> None:
+    norms[place] = gradient.double().norm()

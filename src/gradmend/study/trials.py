@@ -1,0 +1,183 @@
+"""Trials: the jobs of a chunk are built, trained together and judged."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+
+from gradmend.data import Data
+from gradmend.errors import GradmendError, NotApplicableError
+from gradmend.setup import trainable
+from gradmend.stack import train_many
+from gradmend.study.chunks import Chunk, Job, free_memory, halves, steps_per_epoch
+from gradmend.study.outcome import DIVERGED, DONE, FAILED, NOT_APPLICABLE, Outcome
+from gradmend.study.start import findings, first_batch, first_over_last
+from gradmend.training import History
+from gradmend.training.evaluation import evaluate
+from gradmend.training.feed import feed
+
+if TYPE_CHECKING:
+    from gradmend.study.design import Study
+    from gradmend.zoo import Recipe
+
+_JUDGED, _AT_ONCE = 2000, 1000
+"""Training rows whose accuracy is taken after training, as more would tell little more; and those at once."""
+
+_LONGEST = 300
+"""Letters of a reason."""
+
+
+def run_chunk(study: Study, chunk: Chunk, show: Callable[[int], None] | None = None) -> dict[str, Outcome]:
+    """Train all trials of a chunk. What one raises becomes its outcome, and does not touch the others.
+
+    If the memory does not suffice, or anything else fails, each half is tried by itself.
+
+    Args:
+        show: is told how many optimizer steps were taken.
+    """
+    try:
+        return _run(study, chunk, show)
+    except Exception as error:
+        gc.collect()
+        if len(chunk.jobs) > 1:
+            return {key: o for half in halves(chunk) for key, o in run_chunk(study, half, show).items()}
+        (job,) = chunk.jobs
+        return {job.trial.key: failed(job, error)}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, so that sums are the same wherever and beside whatever a trial runs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True, eq=False)
+class _Built:
+    job: Job
+    recipe: Recipe
+    ratio: float | None
+    findings: tuple[str, ...]
+
+
+def _run(study: Study, chunk: Chunk, show: Callable[[int], None] | None) -> dict[str, Outcome]:
+    with one_thread():
+        outcomes: dict[str, Outcome] = {}
+        alike: dict[tuple[Data, int, int], list[_Built]] = {}
+        for job in chunk.jobs:
+            try:
+                built = _built(study, job)
+            except Exception as error:
+                outcomes[job.trial.key] = failed(job, error)
+                continue
+            recipe = built.recipe
+            alike.setdefault((recipe.data, recipe.batch_size, recipe.epochs), []).append(built)
+        for trials in alike.values():
+            for trial, history in zip(trials, _train(study, trials, show), strict=True):
+                outcomes[trial.job.trial.key] = _outcome(study, trial, history)
+        return outcomes
+
+
+def _built(study: Study, job: Job) -> _Built:
+    recipe = study.build(job.trial.arm, job.trial.seed)
+    batch = first_batch(recipe, job.trial.seed)
+    found = findings(recipe, batch) if job.first else ()
+    return _Built(job, recipe, first_over_last(recipe.setup, batch), found)
+
+
+def _train(study: Study, trials: Sequence[_Built], show: Callable[[int], None] | None) -> list[History]:
+    recipe = trials[0].recipe
+    return train_many(
+        [trial.recipe.setup for trial in trials],
+        recipe.data,
+        seeds=[trial.job.trial.seed for trial in trials],
+        epochs=None if study.steps else recipe.epochs,
+        steps=study.steps,
+        batch_size=recipe.batch_size,
+        show=show,
+    )
+
+
+def _outcome(study: Study, trial: _Built, history: History) -> Outcome:
+    measures = {
+        **_learnt(trial.recipe, history),
+        "steps_to_target": _steps_to_target(history, study.target, steps_per_epoch(trial.recipe)),
+        "step_seconds": history.step_seconds,
+        "seconds": history.seconds,
+        "parameters": sum(p.numel() for p in trainable(trial.recipe.setup.model)),
+        "memory": trial.job.memory,
+        "gradient_ratio": trial.ratio,
+    }
+    return Outcome(
+        arm=dict(trial.job.trial.arm.levels),
+        seed=trial.job.trial.seed,
+        status=DIVERGED if history.diverged else DONE,
+        reason="",
+        measures={name: float(v) for name, v in measures.items() if v is not None and math.isfinite(v)},
+        losses=history.loss,
+        accuracies=history.accuracy or (),
+        findings=trial.findings,
+    )
+
+
+def _learnt(recipe: Recipe, history: History) -> dict[str, float | None]:
+    """What the trained network can do; of one that diverged nothing is known."""
+    if history.diverged:
+        return {}
+    some = recipe.data.head(_JUDGED)
+    _, right = evaluate(recipe.setup, feed(some, _AT_ONCE, 0, torch.device("cpu")).epoch())
+    held_back = history.test_accuracy
+    return {
+        "test_accuracy": held_back,
+        "train_accuracy": right,
+        "gap": None if right is None or held_back is None else right - held_back,
+        "test_loss": history.test_loss,
+        "train_loss": median(history.loss[-max(1, len(history.loss) // 4) :]),
+    }
+
+
+def _steps_to_target(history: History, target: float, per_epoch: int) -> int | None:
+    """The optimizer steps to the end of the first epoch with this accuracy, if one had it."""
+    reached = (epoch for epoch, right in enumerate(history.accuracy or (), start=1) if right >= target)
+    return next((min(history.steps, epoch * per_epoch) for epoch in reached), None)
+
+
+def failed(job: Job, error: Exception) -> Outcome:
+    """The outcome of a trial that raised an error."""
+    status = NOT_APPLICABLE if isinstance(error, NotApplicableError) else FAILED
+    return Outcome(dict(job.trial.arm.levels), job.trial.seed, status, _reason(job, error), {}, (), ())
+
+
+def lost(job: Job) -> Outcome:
+    """The outcome of a trial whose process died, even alone."""
+    reason = f"Its process died, perhaps for want of memory: {_memory(job)}."
+    return Outcome(dict(job.trial.arm.levels), job.trial.seed, FAILED, reason, {}, (), ())
+
+
+def _reason(job: Job, error: Exception) -> str:
+    text = next(iter(str(error).splitlines()), "")
+    if _lacks_memory(error):
+        return f"Out of memory, even alone: {_memory(job)}."
+    named = text if isinstance(error, GradmendError) else f"{type(error).__name__}: {text}"
+    return named if len(named) <= _LONGEST else f"{named[: _LONGEST - 3]}..."
+
+
+def _lacks_memory(error: Exception) -> bool:
+    lacking = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return lacking or "can't allocate memory" in str(error)
+
+
+def _memory(job: Job) -> str:
+    need, free = (f"{size / 2**30:.1f} GiB" for size in (job.memory, free_memory()))
+    return f"it takes about {need}, of {free} that are free"

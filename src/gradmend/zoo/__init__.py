@@ -1,0 +1,7 @@
+"""Zoo: the reference networks, and the recipes that train them."""
+
+from gradmend.zoo.networks import mlp as mlp
+from gradmend.zoo.recipes import RECIPES as RECIPES
+from gradmend.zoo.recipes import Recipe as Recipe
+from gradmend.zoo.recipes import recipe as recipe
+from gradmend.zoo.recurrent import recurrent as recurrent
