@@ -1,6 +1,8 @@
 """Studies that take a moment, and what must be the same of two runs."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradmend.data import Data
+from gradmend.journal import JournalError
 from gradmend.setup import Setup
 from gradmend.study.design import Study
 from gradmend.study.engine import run
@@ -53,15 +56,25 @@ def stored(path: Path) -> Mapping[str, Outcome]:
     return read_study(path).outcomes
 
 
-def own(step: Callable[[nn.Module, Any], Tensor]) -> Study:
-    """Six trials of one setup, whose step is the user's."""
+def wait_for_trials(path: Path, going: Callable[[], bool]) -> None:
+    """Until some trials are in the journal of a study that is going on."""
+    while going():
+        with suppress(JournalError):
+            if stored(path):
+                return
+        time.sleep(0.02)
+    raise AssertionError("it ended before")
+
+
+def own(step: Callable[[nn.Module, Any], Tensor], seeds: Sequence[int] = range(6)) -> Study:
+    """Trials of one setup, whose step is the user's."""
 
     def make(seed: int) -> Setup:
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
         return Setup(model, optimizer=partial(torch.optim.SGD, lr=0.1), step=step)
 
-    return Study({"mine": make}, data=rows(), epochs=1, seeds=range(6), name="own")
+    return Study({"mine": make}, data=rows(), epochs=1, seeds=seeds, name="own")
 
 
 def plain(model: nn.Module, batch: Any) -> Tensor:

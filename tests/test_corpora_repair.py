@@ -12,8 +12,17 @@ from benchmarks.corpora.answers import Answer, Claim, Level, to_line
 from benchmarks.corpora.cases import Truth
 from benchmarks.corpora.repair_tables import found_table, repair_table, search_counts
 from benchmarks.corpora.repairs import Outcome
-from benchmarks.corpora.searches import Comparison, fixed_row, published, share, surely_better
+from benchmarks.corpora.searches import (
+    Comparison,
+    affordable_budget,
+    fixed_row,
+    published,
+    share,
+    surely_better,
+)
 from rich.console import Console
+
+from gradmend import Budget
 
 BUILD = """
 import json
@@ -255,3 +264,8 @@ def test_beside_searches_each_seed_is_trained(cases: Path, capsys: pytest.Captur
     assert slow.gain is not None
     assert dict(slow.published) == {"hebo@10x": pytest.approx(0.5), "autotrainer": 0.0}
     assert "hebo@10x: 0 of 1" in told
+
+
+def test_a_search_may_take_the_steps_and_the_time_of_four_trainings() -> None:
+    assert affordable_budget(1000, 3.0) == Budget(steps=200, seconds=12.0, trials=20)
+    assert affordable_budget(50, 0.01) == Budget(steps=50, seconds=5.0, trials=4)

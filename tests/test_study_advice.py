@@ -156,14 +156,17 @@ def test_the_base_is_kept_where_nothing_is_shown_to_be_better() -> None:
 
 
 def test_what_diverged_is_not_recommended_where_something_else_is_as_good() -> None:
-    made = outcomes(
-        {"norm": TWO, "skip": TWO}, lambda norm, skip: 0.5 + 0.4 * (skip == "yes") - 0.01 * (norm == "yes")
-    )
+    def truth(norm: str, skip: str) -> float:
+        return 0.1 + 0.8 * (skip == "yes") - 0.01 * (norm == "yes")
+
+    made = outcomes({"norm": TWO, "skip": TWO}, truth, seeds=10)
     only = {"norm": "no", "skip": "yes"}
     made = [trial(t.arm, t.seed, "diverged") if t.arm == only and t.seed == 0 else t for t in made]
     found = results(made)
+    lost = next(place for place in found.ranking if place.diverged)
+    assert (lost.label, lost.rank) == ("skip", 1)  # one in ten is no proof that it is worse
     assert chosen(found) == {"norm": "yes", "skip": "yes"}
-    assert any("skip (1 of 5)" in line for line in found.recommendation.evidence)
+    assert any("skip (1 of 10)" in line for line in found.recommendation.evidence)
 
 
 def test_a_base_that_diverged_is_said() -> None:

@@ -4,15 +4,14 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gradmend.cli import main
-from gradmend.journal import JournalError
 from gradmend.study.store import read_study
+from studies import wait_for_trials
 
 STUDY = """
 question = "Does the activation matter?"
@@ -155,7 +154,7 @@ def test_ctrl_c_shows_what_is_finished_and_the_same_command_goes_on(run: Run, tm
     Path("small.toml").write_text(STUDY.replace("steps = 30", "steps = 800"))
     command = [sys.executable, "-m", "gradmend", "study", "small.toml"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        wait_for_a_trial(child)
+        wait_for_trials(Path("small.gradmend"), lambda: child.poll() is None)
         child.send_signal(signal.SIGINT)
         out, err = child.communicate()
     assert child.returncode == 130
@@ -164,14 +163,3 @@ def test_ctrl_c_shows_what_is_finished_and_the_same_command_goes_on(run: Run, tm
     assert f"Stopped: {count} of 6 trials are in small.gradmend." in out
     assert "Traceback" not in err
     assert "6 trials: 6 done" in run("small.toml")[1]
-
-
-def wait_for_a_trial(child: "subprocess.Popen[str]") -> None:
-    while child.poll() is None:
-        try:
-            if read_study("small.gradmend").outcomes:
-                return
-        except JournalError:
-            pass
-        time.sleep(0.01)
-    raise AssertionError(child.communicate())

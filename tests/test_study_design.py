@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -291,14 +290,22 @@ def test_keys_are_the_same_in_other_processes() -> None:
 
 
 def test_theory_foretells_the_depth_where_depth_and_weights_vary() -> None:
-    depths, variances = [5, 10], [1.0, 2.0, 4.0]
-    made = study(
-        factors={"depth": depths, "weight_variance": variances},
-        settings={"activation": "tanh", "bias_variance": 0.05},
-    )
-    expected = [(v, trainable_depth(torch.tanh, v, 0.05)) for v in variances]
-    assert list(made.predicted) == expected
-    assert study(factors={"depth": depths}).predicted == ()
+    factors: dict[str, Any] = {"depth": [5, 10], "weight_variance": [1.0, 2.0, 4.0]}
+    tanh = {"activation": "tanh", "bias_variance": 0.05}
+    points = study(factors=factors, settings=tanh).predicted
+    variances = [variance for variance, _ in points]
+    assert (variances[0], variances[-1], len(points)) == (1, 4, 60)
+    assert all(depth == trainable_depth(torch.tanh, v, 0.05) for v, depth in points[::20])
+    for settings_ in ({"activation": "tailored"}, {**tanh, "skip": True}):
+        assert study(factors=factors, settings=settings_).predicted == ()
+    assert study(factors={"depth": [5, 10]}, settings=tanh).predicted == ()
+
+
+def test_a_factor_whose_base_is_the_recipes_own_keeps_the_keys() -> None:
+    one = study()
+    other = study(factors={"init": ["default", "he"], "skip": [False, True]})
+    assert other.key(other.arms()[0], 0) == one.key(one.arms()[0], 0)
+    assert other.key(other.arms()[1], 0) != one.key(one.arms()[0], 0)
 
 
 def test_a_study_says_what_it_is() -> None:
@@ -399,89 +406,6 @@ def test_the_check_finds_impossible_values_before_anything_trains(plan: dict[str
 def test_a_setup_without_data_is_refused() -> None:
     with pytest.raises(SetupError, match="'mine' brings no data"):
         Study({"mine": net}).check()
-
-
-def write(text: str) -> str:
-    Path("plan.toml").write_text(text)
-    return "plan.toml"
-
-
-def test_a_file_says_all_that_a_study_can(own_folder: None) -> None:
-    made = load_study(
-        write(
-            """
-            question = "Why?"
-            setups = ["deep", "mnist"]
-            data = "digits"
-            seeds = 3
-            steps = 5
-            combine = ["alone", ["a", "b"]]
-            settings = { width = 8 }
-            measure = "train_loss"
-            [factors]
-            depth = [1, 2]
-            skip = [false, true]
-            [remedies]
-            a = "He()"
-            b = ["BatchNorm()", "ClipNorm(0.5)"]
-            c = { weight_decay = 0.1 }
-            """
-        )
-    )
-    assert (made.name, made.question, made.seeds, made.measure) == ("plan", "Why?", (0, 1, 2), "train_loss")
-    assert made.levels["skip"] == ("no", "yes")
-    assert len(made.arms()) == 2 * 2 * 2 * 5
-    assert made.arms()[4].remedies == ("He()", "BatchNorm()", "ClipNorm(max_norm=0.5)")
-    assert made.build(made.arms()[3], 0).setup.build_optimizer().param_groups[0]["weight_decay"] == 0.1
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('setups = "deep"\nseeds = = 3', "plan.toml: This is no TOML: .*line 2"),
-        ("remedies = []", "No setups"),
-        ('setups = "deep"\nremedy = []', "plan.toml: There is no key 'remedy'. Did you mean 'remedies'"),
-        ('setups = "deep"\nepochs = "ten"', "`epochs` is a whole number, not 'ten'"),
-        ('setups = "deep"\nseeds = true', "`seeds` is a whole number or a list, not True"),
-        ('setups = "deep"\nname = 3', "`name` is text, not 3"),
-        ('setups = "deep"\ncombine = [3]', "`combine` cannot be 3"),
-        ('setups = "deep"\n[factors]\ndepht = [1, 2]', "plan.toml: There is no setting 'depht'"),
-        ('setups = "net.py:model"', "'net.py:model' is found on the command line"),
-        ('[setups.mine]\ntarget = "net.py:model"\nwidth = 3', "takes no 'width'"),
-    ],
-)
-def test_files_that_cannot_be_are_refused(own_folder: None, text: str, message: str) -> None:
-    with pytest.raises(SetupError, match=message):
-        load_study(write(text))
-
-
-def test_a_study_that_is_not_there_is_named(own_folder: None) -> None:
-    write("")
-    with pytest.raises(TargetError, match=r"There is no study 'plan\.tml'\. Did you mean 'plan\.toml'"):
-        load_study("plan.tml")
-    with pytest.raises(TargetError, match="Did you mean 'depth'"):
-        load_study("dept")
-
-
-@pytest.mark.parametrize(
-    "text",
-    ['setups = "net.py:net"', '[setups.mine]\ntarget = "net.py:net"', 'setups = ["net.py:net", "deep"]'],
-)
-def test_targets_are_found_beside_the_file(own_folder: None, text: str) -> None:
-    asked: list[str] = []
-
-    def find(target: str) -> Callable[[int], Setup]:
-        asked.append(target)
-        return net
-
-    Path("sub").mkdir()
-    Path("sub/plan.toml").write_text(f'data = "digits"\n{text}')
-    made = load_study("sub/plan.toml", find)
-    assert asked == [str(Path("sub/net.py:net"))]
-    assert same(
-        replace(made, data=rows()).build(made.arms()[0], 1),
-        replace(made, data=rows()).build(made.arms()[0], 1),
-    )
 
 
 def test_data_is_loaded_once() -> None:

@@ -7,7 +7,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -28,7 +27,7 @@ from gradmend.study.processes import Processes
 from gradmend.study.start import first_batch
 from gradmend.study.store import Store, trials_of
 from gradmend.training import train
-from studies import is_cursed, outcomes, own, plain, small, stored, untimed
+from studies import is_cursed, outcomes, own, plain, small, stored, untimed, wait_for_trials
 
 RUN = """
 import sys
@@ -51,19 +50,6 @@ def started(path: Path) -> "subprocess.Popen[bytes]":
 def finish_times(path: Path) -> dict[str, float]:
     with closing(sqlite3.connect(path)) as connection:
         return dict(connection.execute("SELECT key, finished FROM trial").fetchall())
-
-
-def wait_for_trials(path: Path, child: "subprocess.Popen[bytes]", seconds: float = 60) -> int:
-    """Until some trials are in the journal, but not all."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and child.poll() is None:
-        try:
-            if count := len(stored(path)):
-                return count
-        except JournalError:
-            pass
-        time.sleep(0.01)
-    raise AssertionError(child.communicate()[1].decode())
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +131,7 @@ def test_kill_9_loses_only_what_runs(tmp_path: Path) -> None:
     """What was there is not done again, and in the end all is as without the kill."""
     path, study = tmp_path / "s.gradmend", small(epochs=50)
     with started(path) as child:
-        wait_for_trials(path, child)
+        wait_for_trials(path, lambda: child.poll() is None)
         with pytest.raises(JournalError, match="Another process is running a study"):
             Store(path)
         child.kill()

@@ -270,8 +270,13 @@ def test_a_spent_budget_gives_the_best_so_far(budget: Budget) -> None:
     setup, given = case("deep sigmoid")
     made = mend(setup, given, budget)
     longest = {trial.label: len(trial.losses) for trial in made.trials}
-    assert sum(longest.values()) <= (budget.trials + 1) * budget.steps
+    assert sum(longest.values()) <= budget.trials * budget.steps
     assert run_trial(made.setup, given, BUDGET).final_loss <= run_trial(setup, given, BUDGET).final_loss
+
+
+def test_without_time_a_healthy_setup_is_left_as_it_is() -> None:
+    setup, given = HEALTHY["shallow"]()
+    assert mend(setup, given, Budget(steps=60, seconds=1e-6), steps=600).changes == ()
 
 
 def test_an_interruption_gives_the_best_so_far() -> None:

@@ -223,6 +223,22 @@ def test_a_large_step_of_the_optimizer_does_not_overwrite_weights() -> None:
     assert found(watch) == []
 
 
+@pytest.mark.parametrize("apart", [True, False], ids=["a game", "its own parts"])
+def test_the_loss_of_a_player_may_rise_and_rest(apart: bool) -> None:
+    """But not where the other optimizer steps parameters of the same model."""
+    model, other = nn.Linear(1, 1), nn.Linear(1, 1)
+    layer = nn.ModuleList([model, other]) if not apart else model
+    optimizers = [torch.optim.SGD(part.parameters(), lr=1e-4) for part in (model, other)]
+    with Watch(layer, optimizers[0], report=silent) as watch:
+        for step in range(120):
+            for part, optimizer in zip((other, model), optimizers[::-1], strict=True):
+                optimizer.zero_grad()
+                loss = part(torch.ones(4, 1)).mean()
+                (loss - loss.detach() + 0.7 + max(0.0, min(step - 30, 30) / 10)).backward()
+                optimizer.step()
+    assert [f.cause for _, f in found(watch)] == ([] if apart else [Cause.DIVERGENCE])
+
+
 def outside(steps: int, late: int) -> Watch:
     """The first layer is stepped by an optimizer of its own, which begins late, or never does."""
     model = network()

@@ -112,10 +112,11 @@ SEARCH_NOTES = f"""\
 Each program is trained as it is, as its developer fixed it, and mended, with {SEEDS} seeds (of the weights,
 of data that are drawn, and of the order of the rows); steps and scores as for repairs. `mend` and the
 training after it may take the time of {TRAININGS} trainings, or {FLOOR:g} s where that is more (a training
-of a few steps takes less time than to look at one); trainings: that time, and the steps of all trials, in
-such units. Gain: (mended - broken) / (fixed - broken) of the means; where the fix does not learn here,
-a well-set network of the same size takes its place (well). Weak: better than the program as it is,
-p < .05 and Cohen's d >= .2; strong: also no worse than the fix (MLM4DNN, FSE 2025).
+of a few steps takes less time than to look at one), and its trials the steps of all but one of them in any
+case; trainings: that time, and the steps of all trials, in such units.
+Gain: (mended - broken) / (fixed - broken) of the means; where the fix does not learn here, a well-set
+network of the same size takes its place (well). Weak: better than the program as it is, p < .05 and Cohen's
+d >= .2; strong: also no worse than the fix (MLM4DNN, FSE 2025).
 Searches and AUTOTRAINER: gains over their own broken program and best known fix, in Keras on the original
 data (https://github.com/testingautomated-usi/dl-fl-repair); the budget is so many trainings."""
 

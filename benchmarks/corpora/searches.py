@@ -178,7 +178,7 @@ def _seeded(module: Any, job: Job, seed: int, steps: int) -> _Seeded:
     task, broken = read_task(case), as_setup(case)
     untreated, _ = trained(broken, case, task, steps, seed)
     one = steps * step_seconds(case, seed)  # a training may end early, where it diverges
-    budget = Budget(steps=min(TRIAL_STEPS, steps), seconds=max(FLOOR, (TRAININGS - 1) * one))
+    budget = affordable_budget(steps, one)
     start = process_time()
     treatment = mend(broken, given(case, seed), budget, steps=steps)
     spent = process_time() - start
@@ -191,6 +191,16 @@ def _seeded(module: Any, job: Job, seed: int, steps: int) -> _Seeded:
         1 + sum(len(trial.losses) for trial in treatment.trials) / steps,
         "; ".join(change.text for change in treatment.changes),
     )
+
+
+def affordable_budget(steps: int, seconds: float) -> Budget:
+    """What `mend` may spend on a program whose training takes so many steps and seconds.
+
+    >>> affordable_budget(1000, 3.0)
+    Budget(steps=200, seconds=12.0, trials=20)
+    """
+    each, trainings = min(TRIAL_STEPS, steps), TRAININGS - 1
+    return Budget(steps=each, seconds=max(FLOOR, trainings * seconds), trials=trainings * steps // each)
 
 
 def _fixed(module: Any, job: Job, seed: int) -> float | None:

@@ -14,8 +14,8 @@ from benchmarks.mutations.making import SEEDS
 
 NOTES = f"""\
 A mutant is faulty if it scores clearly worse than its original with each of {SEEDS} seeds, harmless if about
-as well. Alarm: a finding of level error. Part: one of the first three warnings and errors blames a part that the
-operator changed. Repaired: of those that do not train, as in `benchmarks.corpora --ask repair`.
+as well. Alarm: a finding of level error. Part: one of the first three warnings and errors blames a part that
+the operator changed. Repaired: of those that do not train, as in `benchmarks.corpora --ask repair`.
 """
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from time import perf_counter
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from gradmend.data import Data
 from gradmend.stack.blocks import Parameters, blocks
-from gradmend.stack.graph import Graph, NotStackableError, Outputs
+from gradmend.stack.graph import Graph, NotStackableError
 from gradmend.stack.member import Member
+from gradmend.stack.settle import Settled
 from gradmend.training.loop import grouped, seeded, to_train
 
 Batch = list[Tensor]
@@ -22,6 +24,10 @@ Show = Callable[[int], None]
 
 _CLOSE = 1e-3
 """Sums in another order differ by rounding, which is some hundred times less."""
+
+_GRAPHS: OrderedDict[Hashable, Graph] = OrderedDict()
+_KEPT = 32
+"""Graphs that are kept, those used last: tracing one takes as long as some 300 steps of a network."""
 
 _STRETCH = 50
 """Steps whose losses are fetched together, as in a plain training."""
@@ -75,14 +81,13 @@ class Chunk:
         for model in models:
             to_train(model)
         self._parameters = Parameters(members)
-        self._views = self._parameters.views(self._parameters.values)
         self._names = [name for group in members[0].names for name in group if name]
         self._frozen = _together([dict(model.named_parameters()) for model in models], but=self._names)
         self._buffers = _together([dict(model.named_buffers()) for model in models])
         self._blocks = blocks(self._parameters, members)
         self._orders = [torch.Generator().manual_seed(member.seed) for member in members]
         self._noises = [torch.Generator(self._data.x.device).manual_seed(member.seed) for member in members]
-        self._graphs: dict[torch.Size, Graph] = {}
+        self._runs: dict[torch.Size, Settled] = {}
         self._pending: list[tuple[Tensor, Tensor, int]] = []
         self._since = perf_counter()
         self.records = [Record() for _ in members]
@@ -110,7 +115,7 @@ class Chunk:
         """Give the models what they have learnt."""
         with torch.no_grad():
             for row, member in enumerate(self._members):
-                for p, view in zip(member.parameters, self._views, strict=True):
+                for p, view in zip(member.parameters, self._parameters.values, strict=True):
                     p.copy_(view[row])
                 for name, buffer in member.plan.setup.model.named_buffers():
                     buffer.copy_(self._buffers[name][row])
@@ -125,29 +130,41 @@ class Chunk:
 
     def _step(self, group: Sequence[Batch], first: bool) -> None:
         losses, rights, rows = [], [], 0
-        for place, batch in enumerate(group):
-            found = self._computed(batch)
-            if first and place == 0:
-                self._check(batch, found)
-            self._buffers = dict(zip(self._buffers, found.buffers, strict=True))
-            self._parameters.take(found.gradients, place, len(group))
-            losses.append(found.loss)
-            rights.append(found.right)
+        for part, batch in enumerate(group):
+            with torch.no_grad():
+                loss, right, *buffers = self._run(batch)
+            if first and part == 0:
+                self._check(batch, loss[0])
+            self._buffers = dict(zip(self._buffers, buffers, strict=True))
+            self._parameters.accumulate(part, len(group))
+            losses.append(loss)
+            rights.append(right)
             rows += batch[0].shape[1]
         for block in self._blocks:
             block.step()
         self._pending.append((torch.stack(losses).mean(0), torch.stack(rights).sum(0), rows))
 
-    def _computed(self, batch: Batch) -> Outputs:
-        shape = batch[0].shape
-        parameters = dict(zip(self._names, self._views, strict=True))
-        if shape not in self._graphs:
-            self._graphs[shape] = Graph(self._plan.setup, parameters, self._frozen, self._buffers, batch)
-        tensors = [*self._views, *self._frozen.values(), *self._buffers.values(), *batch]
-        with torch.no_grad():
-            return self._graphs[shape](tensors, self._noises)
+    def _run(self, batch: Batch) -> Sequence[Tensor]:
+        """One step: losses, how many were right, and the buffers after it."""
+        shape, graph = batch[0].shape, self._graph(batch)
+        given = [*self._buffers.values(), *batch, *([self._noises] if graph.noisy else [])]
+        if shape not in self._runs:
+            still = [*self._parameters.values, *self._frozen.values()]
+            self._runs[shape] = graph.settled(still, self._parameters.slopes, given)
+        return self._runs[shape](*given)
 
-    def _check(self, batch: Batch, found: Outputs) -> None:
+    def _graph(self, batch: Batch) -> Graph:
+        """That of batches of this shape, which earlier chunks of the same structure may have made."""
+        key = self._members[0].structure, *(part.shape for part in batch)
+        if key not in _GRAPHS:
+            parameters = dict(zip(self._names, self._parameters.values, strict=True))
+            _GRAPHS[key] = Graph(self._plan.setup, parameters, self._frozen, self._buffers, batch)
+            if len(_GRAPHS) > _KEPT:
+                _GRAPHS.popitem(last=False)
+        _GRAPHS.move_to_end(key)
+        return _GRAPHS[key]
+
+    def _check(self, batch: Batch, together: Tensor) -> None:
         """The first loss must be that of a network alone, and all its parameters must have a gradient."""
         member = self._members[0]
         setup = self._plan.setup.copy()
@@ -157,8 +174,8 @@ class Chunk:
         own = dict(setup.model.named_parameters())
         if any(own[name].grad is None for name in self._names):
             raise NotStackableError("A parameter is not reached by the gradient.")
-        if not torch.allclose(loss, found.loss[0], rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
-            raise NotStackableError(f"Together its loss is {found.loss[0]}, alone {loss}.")
+        if not torch.allclose(loss, together, rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
+            raise NotStackableError(f"Together its loss is {together}, alone {loss}.")
 
     def _fetch(self) -> None:
         """Bring the losses of a stretch to the host; a network with one that is no number is left."""

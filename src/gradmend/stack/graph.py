@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -22,26 +22,10 @@ from torch.fx import GraphModule
 
 from gradmend.setup import Setup
 from gradmend.stack.noise import own_noise
+from gradmend.stack.settle import Settled, settle
 from gradmend.stack.simplify import simplify
 from gradmend.stack.tape import trace
 from gradmend.training.evaluation import judge
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Of one step of S networks.
-
-    Args:
-        gradients: one of shape [S, ...] per parameter.
-        loss: [S].
-        right: how many outputs were right, [S]; NaN where nothing is classified.
-        buffers: after the step, [S, ...] each.
-    """
-
-    gradients: list[Tensor]
-    loss: Tensor
-    right: Tensor
-    buffers: list[Tensor]
 
 
 class Graph:
@@ -66,7 +50,6 @@ class Graph:
         buffers: Mapping[str, Tensor],
         batch: Sequence[Tensor],
     ) -> None:
-        self._count = len(parameters)
         kinds = (tuple(parameters.values()), tuple(frozen.values()), tuple(buffers.values()), tuple(batch))
         own, still, changing, given = kinds
         lengths = list(accumulate(map(len, kinds[:-1])))
@@ -85,18 +68,26 @@ class Graph:
             gradients, (value, aside) = grad_and_value(loss, has_aux=True)(own)
             return *gradients, value, *aside
 
-        self._run = _traced(step, (*own, *still, *changing, *given))
+        self._graph = _traced(step, (*own, *still, *changing, *given))
 
-    def __call__(self, tensors: Sequence[Tensor], generators: Sequence[torch.Generator]) -> Outputs:
-        """One step; call it without gradients being recorded.
+    def settled(self, still: Sequence[Tensor], slopes: Sequence[Tensor], given: Sequence[Any]) -> Settled:
+        """One step as a function; call it without gradients being recorded.
 
         Args:
-            tensors: of parameters, frozen ones, buffers and batch, as those it was traced with.
-            generators: of each network's noise.
+            still: parameters and frozen ones, which stay where they are in memory.
+            slopes: where to write the gradients, [S, ...] for each parameter.
+            given: buffers, batch and, if it draws noise, the generators of the networks; an example.
+
+        Returns:
+            A function of what is given. It gives the losses [S], how many outputs were right, [S], NaN where
+            nothing is classified, and the buffers after the step.
         """
-        found = self._run(*tensors, generators)
-        count = self._count
-        return Outputs(list(found[:count]), found[count], found[count + 1], list(found[count + 2 :]))
+        return settle(self._graph, still, slopes, given)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether it draws noise."""
+        return any(node.name == "generators" for node in self._graph.graph.nodes)
 
 
 class NotStackableError(Exception):

@@ -50,7 +50,7 @@ class Member:
         fresh = not isinstance(self.plan.setup.optimizer, Optimizer)
         return fresh and type(self.optimizer) in _ELEMENTWISE and None not in chain(*self.names)
 
-    @property
+    @cached_property
     def structure(self) -> Hashable:
         """Everything but numbers in tensors, rates and the like: those with the same can be stacked."""
         setup, plan = self.plan.setup, self.plan
@@ -67,7 +67,7 @@ class Member:
             )
         )
 
-    @property
+    @cached_property
     def manner(self) -> Hashable:
         """What one optimizer for several networks shares: options, schedule and clipping."""
         setup, groups = self.plan.setup, self.optimizer.param_groups

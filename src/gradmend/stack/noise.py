@@ -11,14 +11,14 @@ from torch.fx import GraphModule, Node
 
 
 def own_noise(graph: GraphModule) -> bool:
-    """Let every random kernel draw network by network, from generators that become the last input.
+    """Let every random kernel draw network by network; if there is one, generators become the last input.
 
     Returns:
         Whether that can be done with all of them.
     """
     random = [node for node in graph.graph.nodes if _is_random(node)]
-    if not all(map(_by_rows, random)):
-        return False
+    if not random or not all(map(_by_rows, random)):
+        return not random
     last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
     with graph.graph.inserting_after(last):
         generators = graph.graph.placeholder("generators")

@@ -52,6 +52,17 @@ def _drop_turns(node: Node) -> None:
         _replace(node, first.args[0])
 
 
+def _drop_kept(node: Node) -> None:
+    """A sum that keeps its dimension, and a view without it."""
+    first = _first(node)
+    if node.target is not aten.view.default or first is None or first.target is not aten.sum.dim_IntList:
+        return
+    places, *kept = first.args[1:]
+    left = tuple(n for place, n in enumerate(_shape(first)) if place not in places)  # type: ignore[operator]
+    if kept == [True] and not first.kwargs and len(first.users) == 1 and left == _shape(node):
+        _replace(node, _insert(node, aten.sum.dim_IntList, first.args[0], places))
+
+
 def _fuse_bias(node: Node) -> None:
     """A product and the bias added to it, in one kernel."""
     if node.target is not aten.add.Tensor or node.kwargs:
@@ -96,6 +107,7 @@ def _write_in_place(node: Node) -> None:
 _REWRITES: Final = (
     _drop_views,
     _drop_turns,
+    _drop_kept,
     _fuse_bias,
     _turn_softmax,
     _turn_softmax_slope,

@@ -18,7 +18,7 @@ from gradmend.data import Data, load
 from gradmend.errors import NotApplicableError, SetupError, TargetError, suggest
 from gradmend.setup import Setup
 from gradmend.zoo import RECIPES, Recipe, recipe
-from gradmend.zoo.recipes import _PLANS, _settings
+from gradmend.zoo.recipes import _PLANS
 
 Source: TypeAlias = str | Setup | Recipe | Callable[[int], Setup | Recipe]
 """The name of a recipe; a setup, the same for all seeds; or a function of the seed that makes one."""
@@ -49,9 +49,9 @@ class Base:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def network_settings(self) -> tuple[str, ...]:
-        """The settings of its network; none of a setup of the user's own."""
-        return tuple(_settings(_PLANS[self.source].network)) if isinstance(self.source, str) else ()
+    def usual(self) -> Mapping[str, Any]:
+        """The settings of its recipe's network, with their own values; none of a setup of one's own."""
+        return _usual(self.source) if isinstance(self.source, str) else {}
 
     def make(
         self, seed: int, data: Data | str | None, batch_size: int | None, length: Length, **network: Any
@@ -63,7 +63,7 @@ class Base:
             SetupError: if no data is given, and it brings none.
             DataError: if the data cannot be loaded.
         """
-        if other := next((key for key in network if key not in self.network_settings), None):
+        if other := next((key for key in network if key not in self.usual), None):
             raise NotApplicableError(f"{self.name!r} has no setting {other!r}. {self._possible(other)}")
         if isinstance(self.source, str):
             rows = _loaded(data or _PLANS[self.source].data)
@@ -83,9 +83,9 @@ class Base:
         return Recipe(self.name, made.setup, rows, *sizes)
 
     def _possible(self, given: str) -> str:
-        if not self.network_settings:
+        if not self.usual:
             return "It is a setup of your own: make one for each value, or take remedies."
-        return suggest(given, self.network_settings)
+        return suggest(given, self.usual)
 
     def fingerprint(self, seed: int) -> str:
         """What it is: the same for the same setup in any process."""
@@ -145,6 +145,13 @@ def _drawn(source: Setup | Recipe | Callable[[int], Setup | Recipe], seed: int) 
     if not isinstance(made, (Setup, Recipe)):
         raise SetupError(f"A function that makes setups returned {type(made).__name__}, not a Setup.")
     return made
+
+
+def _usual(name: str) -> dict[str, Any]:
+    """The keyword arguments of a recipe's network, with their values."""
+    plan = _PLANS[name]
+    parameters = inspect.signature(plan.network).parameters.values()
+    return {**{p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}, **plan.settings}
 
 
 @lru_cache(maxsize=8)

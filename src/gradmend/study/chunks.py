@@ -213,9 +213,11 @@ def _free() -> Iterator[int]:
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         yield 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, StopIteration):
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        yield max(0, limit - used)
+        lines = (group / "memory.stat").read_text().splitlines()
+        files = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file"))
+        yield max(0, limit - used + files)
     with suppress(OSError, ValueError, AttributeError):
         yield os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

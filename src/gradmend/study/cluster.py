@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from gradmend.errors import GradmendError, MissingExtraError
@@ -17,8 +18,8 @@ from gradmend.study.trials import lost, run_chunk
 if TYPE_CHECKING:
     from gradmend.study.design import Study
 
-_RETRIES = 3
-"""So often a chunk is given to another worker when one died with it; then it is halved."""
+_RETRIES = 1
+"""So often a chunk is given to another worker, when one or its machine died with it; then it is halved."""
 
 _OBJECTS = 200 << 20
 """Bytes for what the processes of a local cluster share: the study and outcomes, which are small."""
@@ -48,16 +49,14 @@ class Cluster:
         self, study: Study, chunks: Sequence[Chunk], show: Show
     ) -> Iterator[tuple[Chunk, dict[str, Outcome]]]:
         """The chunks, or parts of them, with their outcomes by the keys of the trials, as they end."""
-        held = self._ray.put(study)
-        waiting = {
-            self._task.remote([held], chunk): chunk for chunk in sorted(chunks, key=work_of, reverse=True)
-        }
+        begin = partial(self._task.remote, [self._ray.put(study)], sys.path)
+        waiting = {begin(chunk): chunk for chunk in sorted(chunks, key=work_of, reverse=True)}
         try:
             while waiting:
                 for task in self._ray.wait(list(waiting), timeout=_LOOK)[0]:
                     chunk = waiting.pop(task)
                     if (outcomes := self._outcomes(task, chunk)) is None:
-                        waiting |= {self._task.remote([held], half): half for half in halves(chunk)}
+                        waiting |= {begin(half): half for half in halves(chunk)}
                     else:
                         show(chunk, len(chunk.jobs) * chunk.steps)
                         yield chunk, outcomes
@@ -71,9 +70,10 @@ class Cluster:
             outcomes: dict[str, Outcome] = self._ray.get(task)
             return outcomes
         except self._ray.exceptions.RayTaskError as error:
+            why = str(error.cause).splitlines()[0].rstrip(".")
             raise GradmendError(
-                f"A Ray worker cannot run trials: {error.cause!r}. The same gradmend, and your own modules, "
-                "must be installed on every machine of the cluster."
+                f"A Ray worker cannot run trials: {why}. The same gradmend, and your own modules, must be "
+                "found on every machine of the cluster."
             ) from error
         except self._ray.exceptions.RayError:
             return None if len(chunk.jobs) > 1 else {job.trial.key: lost(job) for job in chunk.jobs}
@@ -122,14 +122,15 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _KNOCK).close()
 
 
-def _run(held: list[Any], chunk: Chunk) -> dict[str, Outcome]:
-    return run_chunk(_fetched(held[0]), chunk)
+def _run(held: list[Any], path: Sequence[str], chunk: Chunk) -> dict[str, Outcome]:
+    return run_chunk(_fetched(held[0], tuple(path)), chunk)
 
 
 @lru_cache(maxsize=1)
-def _fetched(held: Any) -> Study:
-    """The study, once for each worker process."""
+def _fetched(held: Any, path: Sequence[str]) -> Study:
+    """The study, once for each worker process, which looks for modules where the driver does."""
     import ray
 
+    sys.path += [folder for folder in path if folder not in sys.path]
     study: Study = ray.get(held)
     return study

@@ -11,6 +11,7 @@ from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch.nn.functional as F
 from rich.console import RenderableType
 from rich.table import Table
@@ -37,6 +38,12 @@ SETUP: Final = "setup"
 """The factor of a study of several setups."""
 
 _MOST_ARMS: Final = 10_000
+
+_PREDICTABLE: Final = {name: getattr(F, name) for name in ("sigmoid", "tanh", "relu", "elu", "gelu", "silu")}
+_PASSED: Final = {"norm", "skip"}
+"""Activations of which theory foretells the depth that trains, and settings of which it says nothing here."""
+
+_POINTS: Final = 60
 
 
 @dataclass(frozen=True)
@@ -157,13 +164,14 @@ class Study(Printable):
 
         Source: Schoenholz et al., Deep information propagation, 2017, https://arxiv.org/abs/1611.01232
         """
-        if not {"depth", "weight_variance"} <= set(self.levels):
-            return ()
         changes = self._arms[0].changes
-        phi = getattr(F, changes.get("activation", "sigmoid"))
+        phi = _PREDICTABLE.get(changes.get("activation", "sigmoid"))
+        if not {"depth", "weight_variance"} <= set(self.levels) or phi is None or _PASSED & set(changes):
+            return ()
         bias = float(changes.get("bias_variance") or 0.0)
-        variances = [float(label) for label in self.levels["weight_variance"]]
-        points = ((variance, trainable_depth(phi, variance, bias)) for variance in variances)
+        variances = [float(arm.changes["weight_variance"]) for arm in self._arms]
+        between = np.linspace(min(variances), max(variances), _POINTS)
+        points = ((float(one), trainable_depth(phi, float(one), bias)) for one in between)
         return tuple((variance, depth) for variance, depth in points if isfinite(depth))
 
     def build(self, arm: Arm, seed: int) -> Recipe:
@@ -194,7 +202,8 @@ class Study(Printable):
 
     def key(self, arm: Arm, seed: int) -> str:
         """A name for a trial by what decides its outcome: the same on all machines, whatever it is called."""
-        changes = {name: digest(value) for name, value in arm.changes.items()}
+        settings = {**self._bases[arm.base].usual, **arm.changes}
+        changes = {name: digest(value) for name, value in settings.items()}
         if (arm.base, seed) not in self._prints:
             self._prints[arm.base, seed] = self._bases[arm.base].fingerprint(seed)
         return hashed([self._prints[arm.base, seed], changes, arm.remedies, self.epochs, self.steps, seed])
@@ -339,7 +348,7 @@ class Study(Printable):
 
     def _check_settings(self) -> None:
         """Every setting must be one of the training, or of the network of one of the setups."""
-        known = {*TRAINING, *(name for base in self._bases.values() for name in base.network_settings)}
+        known = {*TRAINING, *(name for base in self._bases.values() for name in base.usual)}
         levels = [level.changes for factor in self._factors for level in factor.levels]
         bases = [base.settings for base in self._bases.values()]
         for name in (name for group in (self._common, *bases, *levels) for name in group):

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from gradmend.anatomy import Site
 from gradmend.diagnosis import look
-from gradmend.errors import GradmendError
 from gradmend.harmless import undisturbed, untouched
 from gradmend.recorder import Call, Recorder
 from gradmend.setup import Batch, Setup
@@ -21,13 +20,9 @@ def first_batch(recipe: Recipe, seed: int) -> Batch:
     return next(recipe.data.batches(recipe.batch_size, generator=torch.Generator().manual_seed(seed)))
 
 
-def findings(recipe: Recipe, batch: Batch) -> tuple[str, ...]:
-    """The names of the causes that the rules find, without steps on a copy; none if it cannot be measured."""
-    try:
-        found = look(recipe.setup, batch).findings
-    except GradmendError:
-        return ()
-    return tuple(dict.fromkeys(finding.cause.name for finding in found))
+def findings(setup: Setup, batch: Batch) -> tuple[str, ...]:
+    """The names of the causes that the rules find, without steps on a copy."""
+    return tuple(dict.fromkeys(finding.cause.name for finding in look(setup, batch).findings))
 
 
 def first_over_last(setup: Setup, batch: Batch) -> float | None:

@@ -39,6 +39,8 @@ _STUDY = "INSERT INTO study (name, question, definition, started, python, torch)
 _CHANGED = "UPDATE study SET question = ?, definition = ? WHERE id = ?"
 _TRIAL = "INSERT OR REPLACE INTO trial VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
+_PATIENCE = 60_000
+"""Milliseconds to wait for a watch that writes to the same file: a study must not lose what it trained."""
 
 _FREE = frozenset(("name", "question", "measure", "seeds", "arms"))
 """Of a definition: what may change without a contradiction."""
@@ -94,6 +96,7 @@ class Store:
         try:
             self._connection = open_to_write(self.path)
             self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute(f"PRAGMA busy_timeout = {_PATIENCE}")
         except BaseException:
             self._right.__exit__(None, None, None)
             raise
@@ -214,7 +217,8 @@ def _sole_right(path: Path) -> Iterator[None]:
 def _locked(path: Path, file: Path) -> sqlite3.Connection | None:
     """A connection that holds the lock; None if the file was removed meanwhile by who held it before."""
     try:
-        file.touch()
+        if not file.exists():  # to close it would end a lock that this process holds
+            file.touch()
         before = file.stat().st_ino
         connection = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
     except (OSError, sqlite3.Error) as error:

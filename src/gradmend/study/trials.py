@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -63,12 +63,12 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Built:
     job: Job
     recipe: Recipe
-    ratio: float | None
-    findings: tuple[str, ...]
+    ratio: float | None = None
+    findings: tuple[str, ...] = ()
 
 
 def _run(study: Study, chunk: Chunk, show: Callable[[int], None] | None) -> dict[str, Outcome]:
@@ -91,9 +91,12 @@ def _run(study: Study, chunk: Chunk, show: Callable[[int], None] | None) -> dict
 
 def _built(study: Study, job: Job) -> _Built:
     recipe = study.build(job.trial.arm, job.trial.seed)
-    batch = first_batch(recipe, job.trial.seed)
-    found = findings(recipe, batch) if job.first else ()
-    return _Built(job, recipe, first_over_last(recipe.setup, batch), found)
+    built = _Built(job, recipe)
+    with suppress(Exception):  # what cannot be measured may train
+        batch = first_batch(recipe, job.trial.seed)
+        built.ratio = first_over_last(recipe.setup, batch)
+        built.findings = findings(recipe.setup, batch) if job.first else ()
+    return built
 
 
 def _train(study: Study, trials: Sequence[_Built], show: Callable[[int], None] | None) -> list[History]:
@@ -116,7 +119,7 @@ def _outcome(study: Study, trial: _Built, history: History) -> Outcome:
         "step_seconds": history.step_seconds,
         "seconds": history.seconds,
         "parameters": sum(p.numel() for p in trainable(trial.recipe.setup.model)),
-        "memory": trial.job.memory,
+        "memory": trial.job.memory or None,
         "gradient_ratio": trial.ratio,
     }
     return Outcome(
@@ -135,8 +138,10 @@ def _learnt(recipe: Recipe, history: History) -> dict[str, float | None]:
     """What the trained network can do; of one that diverged nothing is known."""
     if history.diverged:
         return {}
-    some = recipe.data.head(_JUDGED)
-    _, right = evaluate(recipe.setup, feed(some, _AT_ONCE, 0, torch.device("cpu")).epoch())
+    data = recipe.data
+    spread = torch.linspace(0, len(data.x) - 1, min(len(data.x), _JUDGED)).long()
+    some = feed((data.x[spread], data.y[spread]), _AT_ONCE, 0, torch.device("cpu"))
+    _, right = evaluate(recipe.setup, some.epoch())
     held_back = history.test_accuracy
     return {
         "test_accuracy": held_back,

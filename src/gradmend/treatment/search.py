@@ -126,7 +126,7 @@ class Search:
         self.setup = setup
         self.given = batches
         self.planned = planned
-        self.patience = min(planned or sys.maxsize, _PATIENCE * budget.steps)
+        self.patience = min(planned or sys.maxsize, min(_PATIENCE, budget.trials) * budget.steps)
         self.seen = list(batches[: max(1, len(batches) - len(batches) // 5)])
         self.held = list(batches[len(self.seen) :]) or self.seen
         self.budget = budget
@@ -147,8 +147,11 @@ class Search:
     def learns(self) -> bool:
         """Whether the setup learns as it is, in the steps that are planned, if the budget allows so many."""
         enough = _LEARNS_WELL if self.planned else _LEARNS
-        soon = self.score((), min(self.budget.steps, self.patience))
-        return soon >= enough or (soon >= _BEGUN * enough and self.score((), self.patience) >= enough)
+        try:
+            soon = self.score((), min(self.budget.steps, self.patience))
+            return soon >= enough or (soon >= _BEGUN * enough and self.score((), self.patience) >= enough)
+        except TimeIsUp:  # nothing has shown that it does not
+            return True
 
     def diagnosis(self, plan: Plan) -> Diagnosis:
         """Of the setup after a plan."""
@@ -383,7 +386,7 @@ class Search:
         """Train a copy; the same plan is not tried twice."""
         key = (self.concrete(plan), steps, seed)
         if key not in self.trials:
-            self.pause()
+            self.pause(steps - self.taken().get((key[0], seed), 0))
             self.say(f"trying {describe(plan)}")
             run = self.run_of(key[0], seed)
             run.train(steps, max(1.0, self.until - perf_counter()))
@@ -404,14 +407,15 @@ class Search:
         """How well held-back samples fit."""
         return judged(trained, self.held)
 
-    def spent(self) -> int:
-        """The optimizer steps of all trials; those of one plan go on from where they stopped."""
+    def taken(self) -> dict[tuple[Plan, int], int]:
+        """The optimizer steps that each plan was tried for: they go on from where they stopped."""
         longest: dict[tuple[Plan, int], int] = {}
         for (plan, _, seed), trial in self.trials.items():
             longest[plan, seed] = max(longest.get((plan, seed), 0), len(trial.losses))
-        return sum(longest.values())
+        return longest
 
-    def pause(self) -> None:
-        """Between two pieces of work: end here if the budget is spent."""
-        if perf_counter() > self.until or self.spent() >= self.budget.trials * self.budget.steps:
+    def pause(self, steps: int = 0) -> None:
+        """Between two pieces of work: end here if the time is over, or the trials leave too few steps."""
+        left = self.budget.trials * self.budget.steps - sum(self.taken().values())
+        if perf_counter() > self.until or left < max(1, steps):
             raise TimeIsUp

@@ -16,6 +16,9 @@ class Owner:
         model: gives it, or None once it is gone.
         optimizer: whose steps count; None takes the first one seen that holds a parameter of the model.
 
+    Attributes:
+        rivals: whether another model was seen to be stepped as well, as in adversarial training.
+
     Example:
         >>> import torch
         >>> models = nn.Linear(1, 1), nn.Linear(1, 1)
@@ -30,19 +33,22 @@ class Owner:
     def __init__(self, model: Callable[[], nn.Module | None], optimizer: Optimizer | None) -> None:
         self._model = model
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
+        self.rivals = False
         self._others: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
     def owns(self, optimizer: Optimizer) -> bool:
         """Whether the steps of this optimizer count."""
         ours = self._known()
-        if ours is None and optimizer not in self._others:
-            model = self._model()
-            own = set() if model is None else {id(p) for p in model.parameters()}
-            if own & _ids(optimizer):
-                ours, self._optimizer = optimizer, weakref.ref(optimizer)
-        if optimizer is not ours:
-            self._others.add(optimizer)
-        return optimizer is ours
+        if optimizer is ours or optimizer in self._others:
+            return optimizer is ours
+        model = self._model()
+        own = set() if model is None else {id(p) for p in model.parameters()}
+        if ours is None and own & _ids(optimizer):
+            self._optimizer = weakref.ref(optimizer)
+            return True
+        self._others.add(optimizer)
+        self.rivals = self.rivals or not own & _ids(optimizer)
+        return False
 
     def held(self) -> frozenset[int]:
         """The `id` of every parameter that some optimizer is known to step."""

@@ -56,11 +56,15 @@ class Pace:
         self._intervals = dict.fromkeys(SHARES, _OPENING)
         self._last = dict.fromkeys(SHARES, -_OPENING)
         self._alarmed = False
+        self._idle: tuple[int, Sequence[str]] = 0, ()
         self._patience, self._rest = _PATIENCE, 0
         self._time = clock()
 
     def next(self, step: int, possible: Sequence[str]) -> tuple[str, ...]:
         """What to look at in this step, of what is possible: one thing, and layers where those are chosen."""
+        idle, before = self._idle
+        if step < idle and possible == before and not self._alarmed:
+            return ()
         asked = self._chosen is not None and "taps" in possible and self._chosen(step)
         name = next((name for name in possible if self._due(name, step)), "")
         if name:
@@ -68,6 +72,8 @@ class Pace:
             self._alarmed = self._alarmed and name != "exam"
         if asked and name != "exam":
             return (name, "taps") if name else ("taps",)
+        if not name and self._chosen is None:
+            self._idle = min(self._last[n] + self._intervals[n] for n in possible), possible
         return (name,) if name else ()
 
     def ahead(

@@ -111,12 +111,12 @@ def divergence(stream: Stream) -> Finding | None:
     """Each of the last six losses is half as high again as the first, and above all lately before them.
 
     It has passed when one is not half as high again as the first any more. Where the learning rate has just
-    been raised, that is the cause.
+    been raised, that is the cause; the losses of a game may rise.
     """
     start = stream.losses.start
     losses = [loss for _, loss in stream.losses.recent]
     before, last = losses[:-6], losses[-6:]
-    if len(before) < 12 or not all(map(math.isfinite, (*last, start))) or not _up(stream):
+    if stream.game or len(before) < 12 or not all(map(math.isfinite, (*last, start))) or not _up(stream):
         return None
     if Cause.DIVERGENCE not in stream.lasting and not min(last) > max(before):
         return None
@@ -233,8 +233,11 @@ TABLE_RULES: dict[str, tuple[Callable[[Stream], Finding | None], ...]] = {"weigh
 def judge_course(stream: Stream) -> list[Finding]:
     """What the rules on a finished training say of one that has come so far.
 
-    Not that on divergence, which takes the first losses as they are: those of single samples are chance.
+    Not that on divergence, which takes the first losses as they are: those of single samples are chance. Of
+    a game nothing: a player's loss rests, swings or rises as the others learn (Goodfellow et al. 2014).
     """
+    if stream.game:
+        return []
     history = _history(stream)
     found = [oscillating_loss(history), risen(stream)]
     if stream.losses.count >= _LONG:

@@ -179,6 +179,7 @@ class Session:
             return
         if not self._owner.owns(optimizer):
             self._losses.put_aside()
+            self.stream.game = self._owner.rivals
             self._see_call()
             return
         self.step += 1
@@ -409,8 +410,7 @@ class Session:
             self._judge_loss(step, loss)
 
     def _judge_loss(self, step: int, loss: float) -> None:
-        model = self._model()
-        if self.stream.origin is None and model is not None and not math.isfinite(loss):
+        if not (math.isfinite(loss) or self.stream.origin or (model := self._model()) is None):
             self.stream.origin = self._calls.find_later(model)
         if loss > self.stream.losses.bound:
             self._pace.suspect(step)
@@ -441,8 +441,8 @@ class Session:
         """Judge the course of the losses, and look again at what there were warnings of, or was too early."""
         self._next_course = 2 * self.step
         self._notices.update("course", self.step, rules.judge_course(self.stream))
-        again = self._unsure or rules.in_turn(self.stream)
-        if again or (self._warned and not self.stream.losses.falling):
+        again = self._unsure or (self._warned and not self.stream.losses.falling)
+        if again or rules.in_turn(self.stream):
             self._pace.insist()
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:

@@ -142,6 +142,7 @@ class Stream:
 
     Attributes:
         sites: the name and the line of the first site that uses a parameter, by the parameter's name.
+        game: whether other models are stepped in turn with this one, so that its loss depends on them.
         skipped: how many steps in a row a `GradScaler` has left out.
         origin: where the first number came from that is not finite, if that was seen.
         lasting: what was found in the losses and has not passed.
@@ -158,7 +159,7 @@ class Stream:
         self.rates = Rates()
         self._tables: dict[str, tuple[Table | None, Table]] = {}
         self.sites: dict[str, tuple[str, str | None]] = {}
-        self.skipped = 0
+        self.game, self.skipped = False, 0
         self.origin: Finding | None = None
         self.lasting: dict[Cause, Finding] = {}
 
