@@ -153,6 +153,28 @@ def test_a_traceback_is_the_same(tmp_path: Path) -> None:
     assert "ValueError: backward" in alone.stderr
 
 
+PROBABILITIES = """
+import torch
+from torch import nn
+
+model = nn.Sequential(nn.Linear(8, 1), nn.Sigmoid())
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(1, 9):
+    x = torch.randn(16, 8) if step < 5 else torch.full((16, 8), torch.nan)
+    optimizer.zero_grad()
+    nn.functional.binary_cross_entropy(model(x), torch.ones(16, 1)).backward()
+    optimizer.step()
+"""
+
+
+def test_numbers_over_which_the_script_failed_are_named(tmp_path: Path) -> None:
+    done = watched([script(tmp_path, PROBABILITIES)])
+    assert done.returncode == 1
+    assert done.stderr.index("RuntimeError") < done.stderr.index("gradmend, step 5")
+    assert "The batch holds values that are not finite." in " ".join(done.stderr.split())
+    assert "gradmend: Sequential, 4 steps" in done.stderr
+
+
 def test_findings_with_their_lines_and_a_summary(tmp_path: Path) -> None:
     file, journal = script(tmp_path, DEEP), tmp_path / "run.gradmend"
     done = watched([file], journal=journal, cwd=tmp_path)

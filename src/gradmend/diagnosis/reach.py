@@ -60,6 +60,9 @@ CURABLE = CONTESTED | {
 }
 """Where one of these is found, trainings tell which of several cures is one."""
 
+_LONGER = (4.0, 16.0, 64.0, 256.0, 1024.0)
+"""So many times longer steps are tried, as long as it gets better."""
+
 _BLAMED, _UNSEEN = 3, 0.25
 """So many causes at most; the share of the batches that copies are judged by."""
 
@@ -210,10 +213,13 @@ def _blamed(
 ) -> tuple[Finding, ...]:
     """The single changes that close most of the gap: the one that comes first is the error."""
     known = {f.cause: f for f in findings}
+    errors = {f.cause for f in findings if f.severity is Severity.ERROR}
     told = f"{rivals.taken} steps fit held-back samples by {own:.2f} (0: not at all, 1: wholly)"
     attempts = sorted(_attempts(profile), key=lambda a: not any(cause in known for cause in a.causes))
     blamed = dict[Cause, Finding]()
-    for attempt, score in _helping(rivals, attempts, own, usual)[:_BLAMED]:
+    helping = _helping(rivals, attempts, own, usual)
+    helping.sort(key=lambda pair: not any(cause in errors for cause in pair[0].causes))
+    for attempt, score in helping[:_BLAMED]:
         text = f"{told}, with {attempt.words} by {score:.2f}."
         for cause in (cause for cause in attempt.causes if cause not in blamed):
             severity = Severity.WARNING if blamed else Severity.ERROR
@@ -307,7 +313,7 @@ def _attempts(profile: Profile) -> Iterator[Attempt]:
     if any(p.frozen for p in profile.parameters):
         yield Attempt((Cause.FROZEN_PARAMETERS,), "nothing frozen", (1.0,), _thawed)
     yield Attempt((Cause.LEARNING_RATE_TOO_HIGH,), "shorter steps", (0.1, 0.01))
-    yield Attempt((Cause.LEARNING_RATE_TOO_LOW, Cause.TOO_FEW_STEPS), "longer steps", (4.0, 16.0, 64.0))
+    yield Attempt((Cause.LEARNING_RATE_TOO_LOW, Cause.TOO_FEW_STEPS), "longer steps", _LONGER)
     yield Attempt((Cause.UNFIT_OPTIMIZER,), "Adam", (1.0, 10.0), with_adam)
     yield Attempt((_of_weights(profile),), "weights drawn afresh", (1.0,), _drawn)
     if places := _curved(profile.anatomy):

@@ -146,12 +146,16 @@ class Chunk:
 
     def _run(self, batch: Batch) -> Sequence[Tensor]:
         """One step: losses, how many were right, and the buffers after it."""
-        shape, graph = batch[0].shape, self._graph(batch)
-        given = [*self._buffers.values(), *batch, *([self._noises] if graph.noisy else [])]
+        shape = batch[0].shape
         if shape not in self._runs:
-            still = [*self._parameters.values, *self._frozen.values()]
-            self._runs[shape] = graph.settled(still, self._parameters.slopes, given)
-        return self._runs[shape](*given)
+            self._runs[shape] = self._settled(batch)
+        return self._runs[shape](*self._buffers.values(), *batch)
+
+    def _settled(self, batch: Batch) -> Settled:
+        graph = self._graph(batch)
+        still = [*self._parameters.values, *self._frozen.values()]
+        given = [*self._buffers.values(), *batch]
+        return graph.settled(still, self._parameters.slopes, given, self._noises)
 
     def _graph(self, batch: Batch) -> Graph:
         """That of batches of this shape, which earlier chunks of the same structure may have made."""

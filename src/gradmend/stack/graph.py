@@ -22,7 +22,7 @@ from torch.fx import GraphModule
 
 from gradmend.setup import Setup
 from gradmend.stack.noise import own_noise
-from gradmend.stack.settle import Settled, settle
+from gradmend.stack.settle import Settled, scripted, settle
 from gradmend.stack.simplify import simplify
 from gradmend.stack.tape import trace
 from gradmend.training.evaluation import judge
@@ -70,24 +70,29 @@ class Graph:
 
         self._graph = _traced(step, (*own, *still, *changing, *given))
 
-    def settled(self, still: Sequence[Tensor], slopes: Sequence[Tensor], given: Sequence[Any]) -> Settled:
+    def settled(
+        self,
+        still: Sequence[Tensor],
+        slopes: Sequence[Tensor],
+        given: Sequence[Tensor],
+        generators: Sequence[torch.Generator],
+    ) -> Settled:
         """One step as a function; call it without gradients being recorded.
 
         Args:
             still: parameters and frozen ones, which stay where they are in memory.
             slopes: where to write the gradients, [S, ...] for each parameter.
-            given: buffers, batch and, if it draws noise, the generators of the networks; an example.
+            given: buffers and batch, an example.
+            generators: of each network's noise.
 
         Returns:
-            A function of what is given. It gives the losses [S], how many outputs were right, [S], NaN where
-            nothing is classified, and the buffers after the step.
+            A function of buffers and batch. It gives the losses [S], how many outputs were right, [S], NaN
+            where nothing is classified, and the buffers after the step.
         """
-        return settle(self._graph, still, slopes, given)
-
-    @property
-    def noisy(self) -> bool:
-        """Whether it draws noise."""
-        return any(node.name == "generators" for node in self._graph.graph.nodes)
+        if not any(node.name == "generators" for node in self._graph.graph.nodes):
+            return scripted(settle(self._graph, still, slopes), given)
+        noisy = settle(self._graph, still, slopes)
+        return lambda *tensors: noisy(*tensors, generators)
 
 
 class NotStackableError(Exception):

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 _OF_MODULES = ("_parameters", "_buffers", "_modules", "training")
+_EMPTY = {key: value for key, value in vars(nn.Module()).items() if key not in _OF_MODULES}
+"""Hooks and the like, of a module that has none."""
 
 _LARGE = 10_000
 """Numbers of a constant that are not worth comparing."""
@@ -66,11 +68,16 @@ class _Reader:
         return _Only(value) if parts is None else (type(value), *map(self.read, parts))
 
     def _module(self, module: nn.Module) -> Hashable:
-        held = {key: value for key, value in vars(module).items() if key not in _OF_MODULES}
+        held = {key: value for key, value in vars(module).items() if _tells(key, value)}
         tensors = {**module._parameters, **module._buffers}
         form = tuple((name, None if t is None else _form(t)) for name, t in tensors.items())
         inner = tuple((name, self.read(child)) for name, child in module._modules.items())
         return self.read(type(module)), module.training, form, inner, self.read(held)
+
+
+def _tells(key: str, value: Any) -> bool:
+    """Whether an attribute of a module says something of it, beside its tensors and inner modules."""
+    return not (key in _OF_MODULES or (key in _EMPTY and value == _EMPTY[key]))
 
 
 def _parts(value: Any) -> tuple[Any, ...] | None:

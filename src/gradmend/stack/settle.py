@@ -23,26 +23,22 @@ _OUT: Final[dict[Any, Any]] = {
 Settled = Callable[..., Sequence[Tensor]]
 
 
-def settle(
-    graph: GraphModule, still: Sequence[Tensor], slopes: Sequence[Tensor], given: Sequence[Any]
-) -> Settled:
+def settle(graph: GraphModule, still: Sequence[Tensor], slopes: Sequence[Tensor]) -> GraphModule:
     """The same computation, that takes what changes from step to step only.
 
     Args:
         graph: its first inputs are `still`, its first outputs gradients.
         still: tensors that stay where they are, such as parameters; views of them are taken once.
         slopes: of the shapes of the gradients; each call writes into them.
-        given: the other inputs, as an example.
 
     Returns:
-        A function of the other inputs, that returns the other outputs.
+        A module of the other inputs, that returns the other outputs.
     """
-    settled = _Settling(graph, still).done(slopes)
-    return _scripted(settled, given) if all(isinstance(part, Tensor) for part in given) else settled
+    return _Settling(graph, still).done(slopes)
 
 
-def _scripted(graph: GraphModule, given: Sequence[Tensor]) -> Settled:
-    """The calls made by TorchScript's interpreter: Python takes as long for one as many kernels here do.
+def scripted(graph: GraphModule, given: Sequence[Tensor]) -> Settled:
+    """The same calls made by TorchScript's interpreter: Python takes as long for one as many kernels here do.
 
     Stacks of 8 to 16 networks are 1.2 to 1.9 times as fast with it. torch calls it deprecated, so a torch
     that has lost it goes without.
