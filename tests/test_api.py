@@ -19,6 +19,7 @@ PUBLIC = [
     "Notice",
     "Profile",
     "Setup",
+    "Study",
     "Treatment",
     "Watch",
     "diagnose",

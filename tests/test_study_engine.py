@@ -311,7 +311,7 @@ def test_chunks_hold_each_trial_once_and_fit(room: float, seeds: int, done: set[
     assert sorted(job.trial.key for c in left for job in c.jobs) == sorted(
         t.key for t in trials if t.key not in keys
     )
-    assert [job.first for c in chunks for job in c.jobs].count(True) == 2
+    assert [job.turn for c in chunks for job in c.jobs].count(0) == 2
 
 
 def test_rates_share_a_chunk_but_structures_do_not() -> None:

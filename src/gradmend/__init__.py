@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gradmend.probe import measure
     from gradmend.profile import Profile
     from gradmend.setup import Budget, Setup
+    from gradmend.study.design import Study
     from gradmend.training import History, train
     from gradmend.treatment import Treatment, mend
     from gradmend.watch import Notice, Watch
@@ -30,6 +31,7 @@ _HOMES = {
     "Notice": "watch",
     "Profile": "profile",
     "Setup": "setup",
+    "Study": "study.design",
     "Treatment": "treatment",
     "Watch": "watch",
     "diagnose": "diagnosis",
@@ -48,6 +50,7 @@ __all__ = [
     "Notice",
     "Profile",
     "Setup",
+    "Study",
     "Treatment",
     "Watch",
     "diagnose",

@@ -186,6 +186,7 @@ def study(
         Path | None, typer.Option(metavar="FILE", help="Of the trials: by default STUDY.gradmend, here.")
     ] = None,
     workers: Annotated[str, typer.Option(help="local, or ray: a Ray cluster (RAY_ADDRESS).")] = "local",
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare cures on a task by many trainings, and recommend one. Stopped, the same command goes on."""
@@ -204,6 +205,8 @@ def study(
             results = finished(planned, file)
             show(results, "", f"Stopped: {len(results.outcomes)} of {planned.trials} trials are in {file}.")
             raise typer.Exit(STOPPED) from None
+        if report is not None:
+            report.write_text(results.html())
         show(results, "", f"The trials are in {file}.")
     raise typer.Exit(ILL if any(outcome.status == "failed" for outcome in results.outcomes) else HEALTHY)
 

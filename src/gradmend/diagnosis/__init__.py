@@ -105,7 +105,7 @@ def diagnose(
     every = as_batches(batches, limit=_BATCHES if steps is None else _TRAINED)
     given = every[:_BATCHES]
     profile, step = _measured(setup, _enough(given))
-    contract = read_contract(replace(setup, optimizer=None), every)  # which way it steps comes with the steps
+    contract = read_contract(replace(setup, optimizer=None), given)  # which way it steps comes with the steps
     profile = replace(profile, contract=contract)
     fewer = [drawn(batch, _affordable(batch, step)) for batch in given]
     if fewer[0] is not given[0]:

@@ -71,8 +71,8 @@ _LARGE = 4.0
 
 _USUAL = frozenset(("relu", "leaky_relu", "elu", "selu", "gelu", "silu", "prelu"))
 
-_ROWS = 16
-"""Fewer rows to be judged by tell too little."""
+_ROWS, _KNOWN = 16, 0.2
+"""Fewer rows to be judged by tell too little; so do those of which more than this share was seen in training."""
 
 
 def judged(trained: Setup, held: Sequence[Batch]) -> float | None:
@@ -139,7 +139,20 @@ def _possible(setup: Setup, batches: Sequence[Batch]) -> bool:
         return False
     if not all(isinstance(part, Tensor) and part.dim() for batch in batches for part in batch):
         return False
-    return sum(len(batch[-1]) for batch in batches[-max(1, int(_UNSEEN * len(batches))) :]) >= _ROWS
+    held = _held(batches)
+    if sum(len(batch[-1]) for batch in batches[-held:]) < _ROWS:
+        return False
+    seen, unseen = _rows(batches[:-held]), _rows(batches[-held:])
+    return sum(row in seen for row in unseen) <= _KNOWN * len(unseen)
+
+
+def _held(batches: Sequence[Batch]) -> int:
+    return max(1, int(_UNSEEN * len(batches)))
+
+
+def _rows(batches: Sequence[Batch]) -> set[bytes]:
+    """The rows of the inputs: what was seen may have been learnt by heart."""
+    return {row.detach().cpu().contiguous().numpy().tobytes() for batch in batches for row in batch[0]}
 
 
 class _Rivals:
@@ -147,7 +160,7 @@ class _Rivals:
 
     def __init__(self, setup: Setup, batches: Sequence[Batch], planned: int, seconds: float) -> None:
         self.setup, self.batches = setup, batches
-        self.planned, self.held = planned, max(1, int(_UNSEEN * len(batches)))
+        self.planned, self.held = planned, _held(batches)
         self.taken = 0
         self.until = process_time() + seconds
 

@@ -46,12 +46,12 @@ class Job:
 
     Args:
         trial: of the study.
-        first: whether it is the arm's first, which is looked at more closely.
+        turn: which of its arm's trials it is; the first ones are looked at more closely.
         memory: bytes that it takes, about; 0 if its setup cannot be built or take a step.
     """
 
     trial: Trial
-    first: bool
+    turn: int
     memory: int
 
 
@@ -96,9 +96,9 @@ def plan(study: Study, trials: Sequence[Trial], room: float) -> list[Chunk]:
     """
     alike: dict[Hashable, tuple[_Sketch, list[Job]]] = {}
     for _, group in groupby(trials, key=lambda trial: id(trial.arm)):
-        first, *others = group
-        sketch = _sketch(study, first)
-        jobs = [Job(first, True, sketch.memory), *(Job(trial, False, sketch.memory) for trial in others)]
+        arm = list(group)
+        sketch = _sketch(study, arm[0])
+        jobs = [Job(trial, turn, sketch.memory) for turn, trial in enumerate(arm)]
         alike.setdefault(sketch.kind, (sketch, []))[1].extend(jobs)
     fair = math.ceil(len(trials) / _CHUNKS)
     return [chunk for sketch, jobs in alike.values() for chunk in _cut(sketch, jobs, room, fair)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
+from statistics import median
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -12,7 +14,11 @@ from gradmend.diagnosis import look
 from gradmend.harmless import undisturbed, untouched
 from gradmend.recorder import Call, Recorder
 from gradmend.setup import Batch, Setup
+from gradmend.training.loop import Stepper, seeded
 from gradmend.zoo import Recipe
+
+_STEPS, _WARM = 10, 3
+"""Steps that are timed, but for the first ones, which also make the optimizer's state."""
 
 
 def first_batch(recipe: Recipe, seed: int) -> Batch:
@@ -56,6 +62,18 @@ def first_over_last(setup: Setup, batch: Batch) -> float | None:
     places = sorted(norms)
     last = norms[places[-1]].item() if len(places) > 1 else 0.0
     return norms[places[0]].item() / last if last else None
+
+
+def step_seconds(setup: Setup, batch: Batch) -> float:
+    """Of one optimizer step of a copy, as somebody pays for it who trains this network alone."""
+    step = Stepper(setup.copy())
+    times = []
+    with seeded(0, torch.device("cpu")):
+        for _ in range(_STEPS):
+            start = perf_counter()
+            step([batch] * setup.accumulate)
+            times.append(perf_counter() - start)
+    return median(times[_WARM:])
 
 
 def _note(norms: dict[int, Tensor], place: int, gradient: Tensor) -> None:

@@ -18,7 +18,7 @@ from gradmend.setup import trainable
 from gradmend.stack import train_many
 from gradmend.study.chunks import Chunk, Job, free_memory, halves, steps_per_epoch
 from gradmend.study.outcome import DIVERGED, DONE, FAILED, NOT_APPLICABLE, Outcome
-from gradmend.study.start import findings, first_batch, first_over_last
+from gradmend.study.start import findings, first_batch, first_over_last, step_seconds
 from gradmend.training import History
 from gradmend.training.evaluation import evaluate
 from gradmend.training.feed import feed
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _JUDGED, _AT_ONCE = 2000, 1000
 """Training rows whose accuracy is taken after training, as more would tell little more; and those at once."""
+
+_TIMED = 3
+"""Trials of an arm whose steps are timed: as many as an interval takes."""
 
 _LONGEST = 300
 """Letters of a reason."""
@@ -68,6 +71,7 @@ class _Built:
     job: Job
     recipe: Recipe
     ratio: float | None = None
+    step_seconds: float | None = None
     findings: tuple[str, ...] = ()
 
 
@@ -95,7 +99,8 @@ def _built(study: Study, job: Job) -> _Built:
     with suppress(Exception):  # what cannot be measured may train
         batch = first_batch(recipe, job.trial.seed)
         built.ratio = first_over_last(recipe.setup, batch)
-        built.findings = findings(recipe.setup, batch) if job.first else ()
+        built.step_seconds = step_seconds(recipe.setup, batch) if job.turn < _TIMED else None
+        built.findings = findings(recipe.setup, batch) if job.turn == 0 else ()
     return built
 
 
@@ -116,8 +121,8 @@ def _outcome(study: Study, trial: _Built, history: History) -> Outcome:
     measures = {
         **_learnt(trial.recipe, history),
         "steps_to_target": _steps_to_target(history, study.target, steps_per_epoch(trial.recipe)),
-        "step_seconds": history.step_seconds,
-        "seconds": history.seconds,
+        "step_seconds": trial.step_seconds,
+        "seconds": trial.step_seconds and trial.step_seconds * history.steps,
         "parameters": sum(p.numel() for p in trainable(trial.recipe.setup.model)),
         "memory": trial.job.memory or None,
         "gradient_ratio": trial.ratio,
