@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -89,7 +90,8 @@ def check(
         wishes = {"data": data, "loss": loss, "optimizer": optimizer, "device": device, "seed": seed}
         found = _find(target, **wishes, depth=depth, width=width)
         diagnosis = diagnose(found.setup, found.batches(limit=4), steps=planned_steps)
-        show(diagnosis, *([] if diagnosis.healthy else ["", f"To mend it: gradmend mend {target}"]))
+        asked = {**wishes, "depth": depth, "width": width, "planned-steps": planned_steps}
+        show(diagnosis, *([] if diagnosis.healthy else ["", f"To mend it: {_again('mend', target, asked)}"]))
     raise typer.Exit(HEALTHY if diagnosis.healthy else ILL)
 
 
@@ -130,9 +132,10 @@ def mend(
             treatment = mend(found.setup, batches, budget, say, steps=planned_steps)
         if not as_json:
             show(treatment.before, "")
-        show(treatment)
+        own = found.code(treatment.changes)
+        show(treatment, more={"code": own})
         if not as_json and treatment.changes:
-            show("", "The same in your own code:", "", found.code(treatment.changes))
+            show("", "The same in your own code:", "", own)
         if ordered is not None:
             typed = [part for part, given in (("loss", loss), ("optimizer", optimizer)) if given is not None]
             lines = ordered.fill(found.setup, treatment, batches[0], typed, seed)
@@ -266,6 +269,19 @@ def _complain(text: str) -> NoReturn:
     sys.exit(BAD_INPUT)
 
 
+def _again(command: str, target: str, wishes: Mapping[str, Any]) -> str:
+    """The command line of another command with the same options.
+
+    >>> _again("mend", "my net.keras", {"data": "a.npz", "loss": None, "seed": 0, "device": "cpu"})
+    "gradmend mend 'my net.keras' --data a.npz"
+    """
+    usual = (("device", "cpu"), ("seed", 0))
+    asked = [
+        (name, value) for name, value in wishes.items() if value is not None and (name, value) not in usual
+    ]
+    return shlex.join(["gradmend", command, target, *(x for n, v in asked for x in (f"--{n}", str(v)))])
+
+
 class _Shown:
     """Prints nouns and lines: as text, or one noun as JSON on the real stdout."""
 
@@ -273,10 +289,11 @@ class _Shown:
         self.as_json = as_json
         self.stdout = sys.stdout
 
-    def __call__(self, *items: Any) -> None:
+    def __call__(self, *items: Any, more: Mapping[str, Any] | None = None) -> None:
         nouns = [item for item in items if hasattr(item, "to_dict")]
         if self.as_json and nouns:
-            print(json.dumps(plain_data(nouns[0].to_dict()), allow_nan=False), file=self.stdout)
+            found = plain_data({**nouns[0].to_dict(), **(more or {})})
+            print(json.dumps(found, allow_nan=False), file=self.stdout)
         elif not self.as_json:
             console = Console(file=self.stdout, highlight=False)
             for item in items:

@@ -72,7 +72,7 @@ _LARGE = 4.0
 _USUAL = frozenset(("relu", "leaky_relu", "elu", "selu", "gelu", "silu", "prelu"))
 
 _ROWS, _KNOWN = 16, 0.2
-"""Fewer rows to be judged by tell too little; so do those of which more than this share was seen in training."""
+"""Fewer rows to be judged by tell too little; so do those of which more than this share has been seen."""
 
 
 def judged(trained: Setup, held: Sequence[Batch]) -> float | None:
@@ -137,7 +137,7 @@ def _possible(setup: Setup, batches: Sequence[Batch]) -> bool:
         return False
     if not all(isinstance(batch, (tuple, list)) and len(batch) == 2 for batch in batches):
         return False
-    if not all(isinstance(part, Tensor) and part.dim() for batch in batches for part in batch):
+    if not all(_plain(part) for batch in batches for part in batch):
         return False
     held = _held(batches)
     if sum(len(batch[-1]) for batch in batches[-held:]) < _ROWS:
@@ -146,13 +146,18 @@ def _possible(setup: Setup, batches: Sequence[Batch]) -> bool:
     return sum(row in seen for row in unseen) <= _KNOWN * len(unseen)
 
 
+def _plain(part: object) -> bool:
+    strided = isinstance(part, Tensor) and part.layout == torch.strided and not part.is_nested
+    return isinstance(part, Tensor) and strided and part.dim() > 0 and not part.is_complex()
+
+
 def _held(batches: Sequence[Batch]) -> int:
     return max(1, int(_UNSEEN * len(batches)))
 
 
 def _rows(batches: Sequence[Batch]) -> set[bytes]:
     """The rows of the inputs: what was seen may have been learnt by heart."""
-    return {row.detach().cpu().contiguous().numpy().tobytes() for batch in batches for row in batch[0]}
+    return {row.detach().cpu().float().numpy().tobytes() for batch in batches for row in batch[0]}
 
 
 class _Rivals:

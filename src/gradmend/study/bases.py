@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from gradmend.data import Data, load
 from gradmend.errors import NotApplicableError, SetupError, TargetError, suggest
 from gradmend.setup import Setup
-from gradmend.zoo import RECIPES, Recipe, recipe
-from gradmend.zoo.recipes import _PLANS
+from gradmend.zoo import RECIPES, Recipe, recipe, usual_data, usual_settings
 
 Source: TypeAlias = str | Setup | Recipe | Callable[[int], Setup | Recipe]
 """The name of a recipe; a setup, the same for all seeds; or a function of the seed that makes one."""
@@ -51,7 +50,7 @@ class Base:
     @property
     def usual(self) -> Mapping[str, Any]:
         """The settings of its recipe's network, with their own values; none of a setup of one's own."""
-        return _usual(self.source) if isinstance(self.source, str) else {}
+        return usual_settings(self.source) if isinstance(self.source, str) else {}
 
     def make(
         self, seed: int, data: Data | str | None, batch_size: int | None, length: Length, **network: Any
@@ -66,7 +65,7 @@ class Base:
         if other := next((key for key in network if key not in self.usual), None):
             raise NotApplicableError(f"{self.name!r} has no setting {other!r}. {self._possible(other)}")
         if isinstance(self.source, str):
-            rows = _loaded(data or _PLANS[self.source].data)
+            rows = _loaded(data or usual_data(self.source))
             sizes = {"batch_size": batch_size, "epochs": length.epochs, "steps": length.steps}
             return recipe(self.source, data=rows, seed=seed, **sizes, **network)
         return self._own(_drawn(self.source, seed), data, batch_size, length)
@@ -145,13 +144,6 @@ def _drawn(source: Setup | Recipe | Callable[[int], Setup | Recipe], seed: int) 
     if not isinstance(made, (Setup, Recipe)):
         raise SetupError(f"A function that makes setups returned {type(made).__name__}, not a Setup.")
     return made
-
-
-def _usual(name: str) -> dict[str, Any]:
-    """The keyword arguments of a recipe's network, with their values."""
-    plan = _PLANS[name]
-    parameters = inspect.signature(plan.network).parameters.values()
-    return {**{p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}, **plan.settings}
 
 
 @lru_cache(maxsize=8)

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from gradmend import stats
 from gradmend.anatomy import Site
+from gradmend.assembly import Step, assemble
 from gradmend.causes import Cause
 from gradmend.diagnosis import RULES, Finding
 from gradmend.ledger import Ledger, Numbers
-from gradmend.probe import Guard, Probe, Step, add_parameters, assemble
+from gradmend.probe import Guard, Probe, add_parameters
 from gradmend.profile import Profile
 from gradmend.recorder import Call, Recorder
 from gradmend.setup import parameters_of

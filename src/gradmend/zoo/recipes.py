@@ -238,3 +238,24 @@ def _loss(plan: _Plan, data: Data) -> nn.Module:
     if plan.unit:
         return nn.BCELoss()
     return nn.MSELoss() if data.classes is None else nn.CrossEntropyLoss()
+
+
+def usual_settings(name: str) -> dict[str, Any]:
+    """The settings of a recipe's network, with the values that they have if nothing is said.
+
+    Example:
+        >>> usual_settings("deep")["activation"]
+        'sigmoid'
+    """
+    plan = _PLANS[name]
+    parameters = inspect.signature(plan.network).parameters.values()
+    return {**{p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}, **plan.settings}
+
+
+def usual_data(name: str) -> str:
+    """What a recipe trains on if nothing is said: what `load` takes.
+
+    >>> usual_data("deep")
+    'digits'
+    """
+    return _PLANS[name].data
