@@ -15,14 +15,18 @@ from benchmarks.corpora.cases import draw, penalized
 from gradmend.diagnosis import diagnose
 from gradmend.setup import Setup
 
-BATCHES = 16
+BATCHES = (4, 16)
+"""So many batches are given at least and at most: not more than one epoch has, so that no row comes twice."""
+
 ROWS, VALUES = 8_000, 19_000_000
 """Of data as large as this a part may have been cut off, so that nobody knows how many steps an epoch has."""
 
 
 def check(case: Any, seed: int) -> list[Claim]:
     """An error is an alarm, and each finding blames the part of its cause."""
-    diagnosis = diagnose(setup(case), draw(case, BATCHES, seed), steps=planned(case))
+    epoch, (least, most) = math.ceil(len(case.x_train) / case.batch_size), BATCHES
+    batches = draw(case, min(most, max(least, epoch)), seed)
+    diagnosis = diagnose(setup(case), batches, steps=planned(case))
     return [
         Claim(f.cause.title, Level[f.severity.name], (f.cause.part,), f.sentence) for f in diagnosis.findings
     ]

@@ -27,10 +27,13 @@ from gradmend.study.effects import (
     judge,
 )
 from gradmend.study.grid import Grid
+from gradmend.study.outcome import MEASURES
 from gradmend.study.ranking import Place, ranking
 
 COSTS = ("step_seconds", "parameters", "memory")
 _MOST_SEEDS = 1000
+_LACK = 0.05
+"""Of what the best arm gains, that a simpler one may lack."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,9 @@ class Recommendation:
 def recommend(grid: Grid, measure: str) -> Recommendation:
     """The arm with the fewest departures from the base among those that nothing is shown to beat.
 
-    An arm that diverged with any seed is passed over where another one did not; of equally simple arms
-    the faster is taken. Unless it is the base itself, it is shown to be better than the base wherever one is.
+    It is shown to lack at most a twentieth of what the best of them gains on the base. An arm that diverged
+    with any seed is passed over where another one did not; of equally simple arms the faster is taken. Unless
+    it is the base itself, it is shown to be better than the base wherever one is.
 
     Args:
         grid: the outcomes on one task.
@@ -139,8 +143,24 @@ def _choice(grid: Grid, values: Values, measure: str, ranked: Sequence[Place]) -
         gains = [(place, _versus(values, measure, _row(grid, place), grid.base)) for place in ranked]
         shown = [place for place, gain in gains if gain is not None and judge(gain, measure) > 0]
     pool = [place for place in standing if place in shown] or shown or standing
+    pool = _near(grid, values, measure, pool)
     times = intervals(grid.values("step_seconds"))[0]
     return min(pool, key=lambda place: _complexity(grid, times, place))
+
+
+def _near(grid: Grid, values: Values, measure: str, pool: Sequence[Place]) -> list[Place]:
+    """Those that are shown to lack little of what the first of them gains on the base.
+
+    An arm whose seeds are far apart is not shown to be worse, but it would not do as well either.
+    """
+    rows = np.array([_row(grid, place) for place in pool])
+    if grid.base is None or grid.base in rows:
+        return list(pool)
+    towards = 1 if MEASURES[measure].better == "more" else -1
+    lack, half, _ = intervals(towards * (values[rows[0]] - values[rows]))
+    (gain,), *_ = intervals(towards * (values[rows[0]] - values[[grid.base]]))
+    most = max(_LACK * gain, 0.0)
+    return [place for place, far in zip(pool, lack + half, strict=True) if not far > most]
 
 
 def _complexity(grid: Grid, times: Float64[np.ndarray, " arms"], place: Place) -> tuple[int, int, float]:
