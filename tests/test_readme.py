@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 
 
+@pytest.mark.usefixtures("own_folder")
 def test_python_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
     """In English; the other README has the same blocks, as the last test shows."""
     x, y = blobs(256)

@@ -45,7 +45,11 @@ TargetArgument = Annotated[
     ),
 ]
 DataOption = Annotated[
-    str | None, typer.Option(help="digits, mnist, fashion-mnist, table.csv:COLUMN, arrays.npz, file.py:name.")
+    str | None,
+    typer.Option(
+        help="digits, mnist, breast-cancer, recall-100, digits-rows, ..., table.csv:COLUMN, arrays.npz, "
+        "file.py:name."
+    ),
 ]
 LossOption = Annotated[str | None, typer.Option(help="cross_entropy, bce_with_logits, mse, ...")]
 OptimizerOption = Annotated[str | None, typer.Option(help="NAME or NAME:LR, such as SGD:0.1.")]

@@ -17,7 +17,7 @@ from gradmend.setup import Batch, Setup
 from gradmend.training.loop import Stepper, seeded
 from gradmend.zoo import Recipe
 
-_STEPS, _WARM = 10, 3
+_STEPS, _WARM = 6, 2
 """Steps that are timed, but for the first ones, which also make the optimizer's state."""
 
 
