@@ -81,6 +81,14 @@ def test_it_prints_a_recommendation_and_leaves_a_journal(run: Run, tmp_path: Pat
     assert len(read_study("small.gradmend").outcomes) == 6
 
 
+def test_a_report_is_one_page_with_pictures(run: Run) -> None:
+    run("small.toml", "--report", "small.html")
+    page = Path("small.html").read_text()
+    assert "Does the activation matter?" in page
+    assert "Gradients of the layers, before the first step" in page
+    assert "src=" not in page.replace('src="data:', "")
+
+
 def test_json_is_one_object_and_options_change_the_study(run: Run) -> None:
     code, out, err = run("small.toml", "--seeds", 2, "--journal", "other.gradmend", "--json")
     results = json.loads(out)

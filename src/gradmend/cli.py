@@ -213,7 +213,8 @@ def study(
             show(results, "", f"Stopped: {len(results.outcomes)} of {planned.trials} trials are in {file}.")
             raise typer.Exit(STOPPED) from None
         if report is not None:
-            report.write_text(results.html())
+            starts = [planned.plot(what) for what in ("outputs", "gradients")]
+            report.write_text(results.html(more=starts))
         show(results, "", f"The trials are in {file}.")
     raise typer.Exit(ILL if any(outcome.status == "failed" for outcome in results.outcomes) else HEALTHY)
 

@@ -215,13 +215,14 @@ class Results(Printable):
         held = {task: [p for p in self.ranking if p.arm.get(TASK) == task or not task] for task in tasks}
         return [report.ranking_table(places, self.measure, task) for task, places in held.items()]
 
-    def html(self, dark: bool = False) -> str:
+    def html(self, dark: bool = False, more: Sequence[Figure] = ()) -> str:
         """Text, tables and pictures as one page that needs nothing else.
 
         Args:
             dark: for a dark background.
+            more: pictures that come last, such as those of `Study.plot`.
         """
-        return page(self.name, self, self.figures(dark).values(), dark)
+        return page(self.name, self, [*self.figures(dark).values(), *more], dark)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: numbers, strings, lists; NaN and infinity become None. Curves are left out."""
