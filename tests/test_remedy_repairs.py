@@ -87,6 +87,7 @@ RIGHT = {  # shares of right answers after 100 steps; regressions: the error ove
     "affine": 0.75,
     "rare class": 0.6,
     "rare class, function": 0.6,
+    "rare class, smoothed": 0.6,
     "rare yes": 0.6,
 }
 

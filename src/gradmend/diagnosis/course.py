@@ -36,6 +36,7 @@ class Course:
 
     Args:
         start: the loss before anything was learnt: the first, or the median of five if that is lower.
+        first: the losses of the first five steps.
         windows: medians of eight windows.
         error: standard error of one of them.
         swing: median change from one step to the next in the second half, up or down.
@@ -43,6 +44,7 @@ class Course:
     """
 
     start: float
+    first: tuple[float, ...]
     windows: tuple[float, ...]
     error: float
     swing: float
@@ -75,6 +77,7 @@ def read_course(losses: Sequence[float]) -> Course | None:
     late = values[len(values) // 2 :]
     return Course(
         start=min(values[0], median(values[:5])),
+        first=tuple(values[:5]),
         windows=tuple(map(median, parts)),
         error=1.2533 * deviation / math.sqrt(len(values) / _WINDOWS),
         swing=median(abs(b - a) for a, b in pairwise(late)),
@@ -97,7 +100,8 @@ def born_non_finite(history: History) -> Finding | None:
 def divergence(history: History) -> Finding | None:
     """The last window lies above the start by five standard errors and half of it, or the end is no number.
 
-    Before a loss that is no number the loss has to have grown threefold; else its birth alone is reported.
+    A single first loss may be low by chance, so the start is the median of five unless the loss grew
+    threefold. Before a loss that is no number it has to have grown so; else its birth alone is reported.
     """
     if history.diverged:
         finite = [loss for loss in history.loss if math.isfinite(loss)]
@@ -106,11 +110,12 @@ def divergence(history: History) -> Finding | None:
         start, end = finite[0], max(finite[-3:])
     else:
         course = read_course(history.loss)
-        if course is None or not course.end - course.start > max(
-            _SURE * course.error, 0.5 * abs(course.start)
-        ):
+        if course is None:
             return None
-        start, end = course.start, course.end
+        end = course.end
+        start = course.start if end > 3 * abs(course.start) else median(course.first)
+        if not end - start > max(_SURE * course.error, 0.5 * abs(start)):
+            return None
     text = f"The loss went from {number(start)} up to {number(end)} in {history.steps} steps."
     return Finding(Cause.DIVERGENCE, Severity.ERROR, text, end, start, "loss")
 

@@ -190,7 +190,8 @@ class WeighClasses(Remedy):
     """Let rare classes count as much as common ones: each by the inverse of its share.
 
     For cross-entropy, NLL and binary cross-entropy with logits of torch's that have no weights yet. The
-    outputs are no shares of the data afterwards. Costs nothing.
+    outputs are no shares of the data afterwards. Label smoothing goes: torch weighs it too, by all classes at
+    once, so that the rare class would draw every output to itself. Costs nothing.
 
     Source: King, Zeng, Logistic regression in rare events data, 2001, https://doi.org/10.1093/oxfordjournals.pan.a004868
     """
@@ -248,17 +249,20 @@ def _slot(loss_fn: Any) -> str | None:
 def _with(loss_fn: Any, slot: str, weights: Tensor) -> Any:
     if not isinstance(loss_fn, nn.Module):
         return partial(loss_fn, **{slot: weights})
-    setattr(loss_fn, slot, weights)  # of the private copy
-    return loss_fn
+    own: Any = loss_fn  # the private copy
+    setattr(own, slot, weights)
+    if hasattr(own, "label_smoothing"):
+        own.label_smoothing = 0.0
+    return own
 
 
 def _options(loss_fn: nn.Module) -> str:
     """The options of torch's loss that are not the usual ones, as further arguments.
 
-    >>> _options(nn.CrossEntropyLoss(label_smoothing=0.1)), _options(nn.NLLLoss())
-    (', label_smoothing=0.1', '')
+    >>> _options(nn.CrossEntropyLoss(ignore_index=0)), _options(nn.NLLLoss())
+    (', ignore_index=0', '')
     """
-    usual = {"ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0}
+    usual = {"ignore_index": -100, "reduction": "mean"}
     own = {name: getattr(loss_fn, name, value) for name, value in usual.items()}
     return "".join(f", {name}={value!r}" for name, value in own.items() if value != usual[name])
 

@@ -142,7 +142,7 @@ def _in_jax(work: Work, data: Data) -> dict[str, Call]:
         import jax
     except ImportError:
         return {"JAX": partial(_missing, "jax is not installed: pip install jax")}
-    from benchmarks.stack_jax import one_by_one, vmapped
+    from benchmarks.stack.in_jax import one_by_one, vmapped
 
     x, y = jax.numpy.asarray(data.x.numpy()), jax.numpy.asarray(data.y.numpy())
     given = work.sizes, work.rows, work.steps, NETWORKS, RATE, x, y
