@@ -96,7 +96,7 @@ def _step(setup: Setup, batch: Batch, optimizer: Optimizer | None) -> Step:
     for name in [name for name in gradients if any(numbers["alike"].get(name, ()))]:
         same = stats.rows_equal(parameters[name].detach()) & stats.rows_equal(gradients[name])
         ledger.add("alike", [name], [[float(same)]])
-    return Step(probe.anatomy, parameters, numbers, probe.inside, _compiled(probe.modules.values()))
+    return Step(probe.anatomy, parameters, numbers, probe.inside, compiled(probe.modules.values()))
 
 
 def add_parameters(ledger: Ledger, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
@@ -297,7 +297,8 @@ def _of(some: Sequence[Key], rows: Tensor, keys: Sequence[Key]) -> Tensor:
     return rows if len(some) == len(keys) else rows[[keys.index(key) for key in some]]
 
 
-def _compiled(modules: Iterable[nn.Module]) -> bool:
+def compiled(modules: Iterable[nn.Module]) -> bool:
+    """Whether one of the modules is compiled, so that hooks on those inside would not be called."""
     return any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in modules)
 
 

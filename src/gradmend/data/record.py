@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -91,6 +92,15 @@ class Data:
             raise DataError(f"A batch has one row or more, not {size}.")
         rounds = count() if epochs is None else range(epochs)
         return chain.from_iterable(self._epoch(size, generator) for _ in rounds)
+
+    def batch_count(self, size: int) -> int:
+        """How many batches of so many rows an epoch has.
+
+        >>> x = torch.zeros(9, 1)
+        >>> Data(x, x, x[:0], x[:0], name="toy", classes=None).batch_count(4)
+        2
+        """
+        return math.ceil(len(self.x) / size) - (len(self.x) > size > 1 == len(self.x) % size)
 
     def _epoch(self, size: int, generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in self.order(size, generator):  # index_select copies at less than half the cost of x[rows]

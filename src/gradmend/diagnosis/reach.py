@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from time import process_time
@@ -22,9 +22,21 @@ from torch.nn.modules.conv import _ConvNd
 
 from gradmend.anatomy import Anatomy
 from gradmend.causes import Cause
+from gradmend.diagnosis.attempts import (
+    Attempt,
+    amounts,
+    at_rate,
+    drops,
+    odd,
+    regresses,
+    standardized,
+    too_large,
+    undropped,
+    with_adam,
+)
 from gradmend.diagnosis.changes import hidden_activations
 from gradmend.diagnosis.finding import Finding, Severity
-from gradmend.diagnosis.trial import CONTESTED, Attempt, amounts, standardized, undropped, with_adam
+from gradmend.diagnosis.trial import CONTESTED, first
 from gradmend.profile import Profile
 from gradmend.setup import Batch, Setup
 from gradmend.training import Run
@@ -65,9 +77,6 @@ _LONGER = (4.0, 16.0, 64.0, 256.0, 1024.0)
 
 _BLAMED, _UNSEEN = 3, 0.25
 """So many causes at most; the share of the batches that copies are judged by."""
-
-_LARGE = 4.0
-"""No usual initialization gives weights half of this variance, times the fan-in."""
 
 _USUAL = frozenset(("relu", "leaky_relu", "elu", "selu", "gelu", "silu", "prelu"))
 
@@ -198,7 +207,7 @@ class _Rivals:
             return None
         try:
             with warnings.catch_warnings(action="ignore"):
-                changed = _at_rate(attempt.make(self.setup.copy()), multiple)
+                changed = at_rate(attempt.make(self.setup.copy()), multiple)
                 fed = attempt.feed(self.batches)
                 run = Run(changed, fed[: -self.held], seed=0)
                 self.taken = self.taken or _as_far_as_time(run, self.planned)
@@ -217,13 +226,6 @@ def _as_far_as_time(run: Run, planned: int) -> int:
         if process_time() > end:
             return steps
     return planned
-
-
-def _at_rate(setup: Setup, multiple: float) -> Setup:
-    optimizer = setup.build_optimizer()
-    for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * multiple
-    return replace(setup, optimizer=optimizer)
 
 
 def _blamed(
@@ -247,7 +249,7 @@ def _blamed(
     if not blamed:
         cause, text = Cause.SLOW_CONVERGENCE, f"{told}, with all that is usual by {usual:.2f}."
         blamed[cause] = Finding(cause, Severity.ERROR, cause.sentence, own, usual, "fit", evidence=(text,))
-    return _with(blamed, findings)
+    return first(blamed, findings)
 
 
 def _helping(
@@ -272,7 +274,7 @@ def _senseless(findings: Sequence[Finding], score: float) -> tuple[Finding, ...]
     if suspect is None:
         return tuple(findings)
     worse = replace(suspect, severity=Severity.ERROR, evidence=(*suspect.evidence, text))
-    return _with({suspect.cause: worse}, findings)
+    return first({suspect.cause: worse}, findings)
 
 
 def _too_short(rivals: _Rivals, findings: Sequence[Finding], own: float) -> tuple[Finding, ...]:
@@ -289,13 +291,7 @@ def _too_short(rivals: _Rivals, findings: Sequence[Finding], own: float) -> tupl
     known = next((f for f in findings if f.cause is cause), None)
     found = known or Finding(cause, Severity.ERROR, cause.sentence, own, longer, "fit")
     worse = replace(found, severity=Severity.ERROR, evidence=(*found.evidence, text))
-    return _with({cause: worse}, findings)
-
-
-def _with(changed: Mapping[Cause, Finding], findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """The changed ones first, of each severity."""
-    rest = (f for f in findings if f.cause not in changed)
-    return tuple(sorted((*changed.values(), *rest), key=lambda f: -f.severity))
+    return first({cause: worse}, findings)
 
 
 # ---- what may bring it further ----------------------------------------------------------------------------
@@ -307,7 +303,7 @@ def _usual(profile: Profile) -> Attempt:
 
     def feed(batches: Sequence[Batch]) -> Sequence[Batch]:
         scaled = standardized(batches, member=0)
-        return standardized(scaled, member=-1) if _regresses(profile) else scaled
+        return standardized(scaled, member=-1) if regresses(profile) else scaled
 
     def make(setup: Setup) -> Setup:
         return with_adam(_drawn(_bent(places, undropped(setup))))
@@ -316,15 +312,14 @@ def _usual(profile: Profile) -> Attempt:
 
 
 def _attempts(profile: Profile) -> Iterator[Attempt]:
-    inputs = profile.inputs
-    if inputs is not None and not 0.3 < inputs.rms < 3.0:
+    if profile.inputs is not None and odd(profile.inputs.rms):
         yield Attempt(
             (Cause.UNSCALED_INPUT,), "the input standardized", (1.0,), feed=partial(standardized, member=0)
         )
     if amounts(profile):
         feed = partial(standardized, member=-1)
         yield Attempt((Cause.UNSCALED_TARGETS,), "the targets standardized", (1.0,), feed=feed)
-    if any(site.kind == "dropout" and site.settings.get("p") for site in profile.anatomy.sites):
+    if drops(profile):
         yield Attempt((Cause.TOO_MUCH_DROPOUT,), "no dropout", (1.0,), undropped)
     if any(group.decay for group in (profile.regime.optimizer.groups if profile.regime else ())):
         yield Attempt((Cause.TOO_MUCH_WEIGHT_DECAY,), "no weight decay", (1.0,), _undecayed)
@@ -342,20 +337,11 @@ def _attempts(profile: Profile) -> Iterator[Attempt]:
         yield Attempt((Cause.TOO_LITTLE_CAPACITY,), words, (1.0,), make)
 
 
-def _regresses(profile: Profile) -> bool:
-    """Whether the targets are amounts, whatever their size."""
-    contract = profile.contract
-    if contract is None or contract.loss is None or contract.target is None:
-        return False
-    return contract.loss.wants == "values" and not contract.target.binary
-
-
 def _of_weights(profile: Profile) -> Cause:
     """What fresh weights cure, as far as sizes tell."""
     if any(parameter.symmetric for parameter in profile.parameters):
         return Cause.SYMMETRIC_WEIGHTS
-    largest = max((r.weight_variance or 0.0 for r in profile.weighted()), default=0.0)
-    return Cause.WEIGHTS_TOO_LARGE if largest > _LARGE else Cause.WEIGHTS_TOO_SMALL
+    return Cause.WEIGHTS_TOO_LARGE if too_large(profile) else Cause.WEIGHTS_TOO_SMALL
 
 
 def _curved(anatomy: Anatomy) -> tuple[str, ...]:

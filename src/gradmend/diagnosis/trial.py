@@ -18,21 +18,21 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle, islice
 from statistics import fmean, stdev
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradmend.causes import Cause
+from gradmend.diagnosis.attempts import Attempt, at_rate, attempts
 from gradmend.diagnosis.finding import Diagnosis, Finding, Severity
 from gradmend.harmless import seed_noise, undisturbed, untouched
 from gradmend.profile import Profile
 from gradmend.readout import lower
-from gradmend.setup import Batch, Setup, named_parameters
+from gradmend.setup import Batch, Setup
 
 _STEPS, _MORE, _LITTLE, _UNTOLD = 24, 96, 1_000_000, 1000
 """Steps of one attempt; more where they cost little: weights times rows. How many are planned if untold."""
@@ -79,25 +79,6 @@ CONTESTED = frozenset(
     )
 )
 """What slows a training: whether it keeps one from learning, only a training shows."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One change that may let a setup learn.
-
-    Args:
-        causes: what it would be the cure of; the first of them that was found already, else the first.
-        words: of what is different.
-        multiples: of the learning rate that are tried in turn.
-        make: the changed setup, from a copy that is its own.
-        feed: the changed batches.
-    """
-
-    causes: tuple[Cause, ...]
-    words: str
-    multiples: tuple[float, ...]
-    make: Callable[[Setup], Setup] = lambda setup: setup
-    feed: Callable[[Sequence[Batch]], Sequence[Batch]] = lambda batches: batches
 
 
 def settle(
@@ -245,9 +226,7 @@ class _Trial:
 
 def _walk(trial: Setup, batches: Sequence[Batch], multiple: float) -> Iterator[None]:
     """Step on the batches, over and over, at a multiple of the rate."""
-    optimizer = trial.build_optimizer()
-    for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * multiple
+    optimizer = at_rate(trial, multiple).build_optimizer()
     held = [p for group in optimizer.param_groups for p in group["params"]]
     seed_noise(0)
     for batch in cycle(batches):
@@ -334,11 +313,11 @@ def _convicted(
 ) -> tuple[Finding, ...]:
     """The cause without which the setup learns, first among the errors; others of that kind are warnings."""
     known = {f.cause: f for f in findings}
-    attempts = sorted(
-        _attempts(profile, planned / trial.steps), key=lambda a: not any(cause in known for cause in a.causes)
+    likely = sorted(
+        attempts(profile, planned / trial.steps), key=lambda a: not any(cause in known for cause in a.causes)
     )
     enough, blamed = max(_WELL, _FAR_BETTER * own), dict[Cause, Finding]()
-    for attempt in attempts:
+    for attempt in likely:
         fit = trial.best(attempt, enough)
         if fit is None or fit < enough:
             continue
@@ -351,88 +330,10 @@ def _convicted(
         blamed[cause] = replace(found, severity=severity, evidence=(*found.evidence, text))
         if len(blamed) == _BLAMED:
             break
-    rest = (f for f in findings if f.cause not in blamed)
-    return tuple(sorted((*blamed.values(), *rest), key=lambda f: -f.severity))
+    return first(blamed, findings)
 
 
-# ---- what may let it learn --------------------------------------------------------------------------------
-
-_LENGTHS = (1.0, 4.0, 16.0)
-
-
-def _attempts(profile: Profile, most: float) -> Iterator[Attempt]:
-    """What may be to blame, from what is nearly always a fault to what may be."""
-    if profile.inputs is not None and _odd(profile.inputs.rms):
-        causes = (Cause.UNSCALED_INPUT, Cause.STRAY_COLUMN)
-        yield Attempt(causes, "the input standardized", _LENGTHS, feed=partial(standardized, member=0))
-    if amounts(profile):
-        feed = partial(standardized, member=-1)
-        yield Attempt((Cause.UNSCALED_TARGETS,), "the targets standardized", _LENGTHS, feed=feed)
-    yield Attempt((Cause.LEARNING_RATE_TOO_HIGH,), "steps a hundredth as long", (0.1, 0.01))
-    if any(site.kind == "dropout" and site.settings.get("p") for site in profile.anatomy.sites):
-        yield Attempt((Cause.TOO_MUCH_DROPOUT,), "no dropout", _LENGTHS, make=undropped)
-    slow = (Cause.LEARNING_RATE_TOO_LOW, Cause.TOO_FEW_STEPS, Cause.UNFIT_BATCH_SIZE)
-    longer = tuple(max(1.0, most) * 4.0**k for k in range(most >= 1, 5))
-    yield Attempt(slow, "longer ones", longer)
-    yield Attempt((Cause.UNFIT_OPTIMIZER,), "those of Adam", (1.0, 10.0), make=with_adam)
-    size = Cause.WEIGHTS_TOO_LARGE if _too_large(profile) else Cause.WEIGHTS_TOO_SMALL
-    yield Attempt((size, Cause.SYMMETRIC_WEIGHTS), "weights drawn afresh", _LENGTHS, make=_drawn)
-
-
-_CONSTANT = 1e-5
-"""A column that deviates by no more than this share of its mean is a constant, rounded."""
-
-
-def amounts(profile: Profile) -> bool:
-    """Whether the targets are numbers far from the size that a fresh network puts out."""
-    contract = profile.contract
-    if contract is None or contract.loss is None or contract.target is None:
-        return False
-    return contract.loss.wants == "values" and not contract.target.binary and _odd(contract.target.rms)
-
-
-def _odd(rms: float) -> bool:
-    return not 0.3 < rms < 3.0
-
-
-def _too_large(profile: Profile) -> bool:
-    """Whether some weights have more than twice the variance that any usual initialization gives them."""
-    return max((r.weight_variance or 0.0 for r in profile.weighted()), default=0.0) > 4.0
-
-
-def standardized(batches: Sequence[Batch], member: int) -> Sequence[Batch]:
-    """With mean 0 and deviation 1: each column of a table, all values of anything else together."""
-    parts = [batch[member] for batch in batches]
-    if not parts[0].is_floating_point():
-        return batches
-    every = torch.cat(parts)
-    axes = (0,) if every.dim() < 3 else tuple(range(every.dim()))
-    deviation, mean = torch.std_mean(every, axes, keepdim=True)
-    constant = deviation <= _CONSTANT * (mean.abs() + deviation)
-    changed = [((part - mean) / deviation).where(~constant, 0.0) for part in parts]
-    place = member % len(batches[0])
-    return [(*batch[:place], part, *batch[place + 1 :]) for batch, part in zip(batches, changed, strict=True)]
-
-
-def undropped(setup: Setup) -> Setup:
-    """Without dropout; the setup is changed in place."""
-    for module in setup.model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-    return setup
-
-
-def with_adam(setup: Setup) -> Setup:
-    """With Adam at its usual rate."""
-    return replace(setup, optimizer=partial(torch.optim.Adam, lr=1e-3))
-
-
-@torch.no_grad()
-def _drawn(setup: Setup) -> Setup:
-    """Weights of variance 2 / fan-in (He et al. 2015)."""
-    draw = torch.Generator().manual_seed(0)
-    for _, p in named_parameters(setup.model):
-        if p.dim() > 1 and p.requires_grad:
-            fresh = torch.randn(p.shape, generator=draw) * math.sqrt(2 * len(p) / p.numel())
-            p.copy_(fresh.to(p))
-    return setup
+def first(changed: Mapping[Cause, Finding], findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The findings with the changed ones among them, first of each severity."""
+    rest = (f for f in findings if f.cause not in changed)
+    return tuple(sorted((*changed.values(), *rest), key=lambda f: -f.severity))

@@ -7,6 +7,7 @@ Variances are given for a layer with `fan_in` inputs per unit.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -47,16 +48,11 @@ class Initialization(Remedy):
     treats: ClassVar[frozenset[Cause]] = SIGNAL | {Cause.SYMMETRIC_WEIGHTS}
     intrusion: ClassVar[int] = 3
 
-    def init(self, site: Site, after: Site | None) -> Init:
-        """What draws one layer's weight in place; `after` is the activation that follows the layer."""
-        raise NotImplementedError
-
+    @abstractmethod
     def inits(
         self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
     ) -> Mapping[str, tuple[Init, Init]]:
         """What draws the weight and the bias of each layer, by the layer's path."""
-        layers = learning_layers(setup, anatomy)
-        return {site.module: (self.init(site, after), _ZERO) for site, after in layers}
 
     def applies_to(self, setup: Setup, anatomy: Anatomy) -> bool:
         """Whether there is a layer with weights that are not frozen."""
@@ -70,8 +66,23 @@ class Initialization(Remedy):
         return setup, self, [_fill(setup.model, path, *pair) for path, pair in inits.items()]
 
 
+class _LayerByLayer(Initialization):
+    """Of those that look at no more than a layer and its activation, with biases of zero."""
+
+    @abstractmethod
+    def init(self, site: Site, after: Site | None) -> Init:
+        """What draws one layer's weight in place; `after` is the activation that follows the layer."""
+
+    def inits(
+        self, setup: Setup, anatomy: Anatomy, batches: Sequence[Batch]
+    ) -> Mapping[str, tuple[Init, Init]]:
+        """What draws the weight and the bias of each layer, by the layer's path."""
+        layers = learning_layers(setup, anatomy)
+        return {site.module: (self.init(site, after), _ZERO) for site, after in layers}
+
+
 @dataclass(frozen=True)
-class Xavier(Initialization):
+class Xavier(_LayerByLayer):
     """Variance 2/(fan_in + fan_out): for tanh, softsign and linear layers.
 
     A compromise between signals, which ask for 1/fan_in, and gradients, which ask for 1/fan_out. For weights
@@ -90,7 +101,7 @@ class Xavier(Initialization):
 
 
 @dataclass(frozen=True)
-class He(Initialization):
+class He(_LayerByLayer):
     """Variance 2/fan_in before a rectifier (2/(1 + slope^2)/fan_in if leaky), 1/fan_in elsewhere.
 
     A rectifier halves the mean square of what it gets, and the weights make up for it. For weights that are
@@ -108,7 +119,7 @@ class He(Initialization):
 
 
 @dataclass(frozen=True)
-class LeCun(Initialization):
+class LeCun(_LayerByLayer):
     """Variance 1/fan_in: for SELU, tanh and linear layers.
 
     Signals keep their size through linear layers. For weights that are too small or too large; not before
@@ -125,7 +136,7 @@ class LeCun(Initialization):
 
 
 @dataclass(frozen=True)
-class Orthogonal(Initialization):
+class Orthogonal(_LayerByLayer):
     """Orthogonal weights with gain sqrt(2/(1 + slope^2)) before a rectifier, 1 elsewhere.
 
     Linear layers turn signals and gradients without stretching any direction, so that depth does not thin
@@ -145,7 +156,7 @@ class Orthogonal(Initialization):
 
 
 @dataclass(frozen=True)
-class DeltaOrthogonal(Initialization):
+class DeltaOrthogonal(_LayerByLayer):
     """Kernels that are orthogonal over channels at their centre and zero around it; other layers orthogonal.
 
     A signal goes through such convolutions as through a fully connected network: nothing is lost to zero

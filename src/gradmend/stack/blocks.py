@@ -33,7 +33,8 @@ class Parameters:
         self._cuts = [len(group) for group in members[0].names]
         self._flat = [torch.cat([tensor.flatten() for tensor in group]) for group in self._grouped(stacked)]
         self._flat_slopes = [torch.zeros_like(flat) for flat in self._flat]
-        self._totals = [torch.zeros_like(flat) for flat in self._flat]
+        several = members[0].plan.setup.accumulate > 1
+        self._totals = [torch.zeros_like(flat) for flat in self._flat if several]
         self.values = list(_views(self._flat, self._grouped(stacked)))
         self.slopes = list(_views(self._flat_slopes, self._grouped(stacked)))
 

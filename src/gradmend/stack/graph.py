@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import torch
@@ -51,7 +51,6 @@ class Graph:
         batch: Sequence[Tensor],
     ) -> None:
         kinds = (tuple(parameters.values()), tuple(frozen.values()), tuple(buffers.values()), tuple(batch))
-        own, still, changing, given = kinds
         lengths = list(accumulate(map(len, kinds[:-1])))
 
         def step(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -68,7 +67,7 @@ class Graph:
             gradients, (value, aside) = grad_and_value(loss, has_aux=True)(own)
             return *gradients, value, *aside
 
-        self._graph = _traced(step, (*own, *still, *changing, *given))
+        self._graph = _traced(step, [*chain(*kinds)])
 
     def settled(
         self,

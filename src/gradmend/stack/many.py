@@ -1,4 +1,4 @@
-"""Many: trainings grouped by structure, cut into chunks, and run one chunk after the other."""
+"""Many: trainings grouped by structure, stacked, and run one stack after the other."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ import torch
 from gradmend.data import Data, load
 from gradmend.errors import SetupError
 from gradmend.setup import Setup
-from gradmend.stack.chunk import Chunk, Record, Show
 from gradmend.stack.graph import NotStackableError
 from gradmend.stack.member import Member
+from gradmend.stack.stack import Record, Show, Stack
 from gradmend.training.evaluation import modes_restored
 from gradmend.training.feed import choose_device, home, move
+from gradmend.training.loop import one_thread
 from gradmend.training.run import ENDLESS, History, plan_for, tested, train
 
 _WORTH = 800
 """Steps, of all networks of a structure, that repay tracing it, which takes as long as some 300."""
 
 _LEAST, _MOST = 8, 32
-"""Networks of a chunk: fewer leave much of each call to its overhead, more leave the cache."""
+"""Networks of a stack: fewer leave much of each call to its overhead, more leave the cache."""
 
 
 def train_many(
@@ -107,12 +108,9 @@ def _stacked(members: Sequence[Member], show: Show) -> dict[int, History]:
     """What became of those that could be stacked, by their places."""
     found: dict[int, History] = {}
     offered = torch.get_num_threads()
-    torch.set_num_threads(1)  # several would wait for each other at every one of many short kernels
-    try:
+    with one_thread():  # several would wait for each other at every one of many short kernels
         for part in (part for group in _groups(members) for part in _cut(group)):
             found |= _together(part, show, offered)
-    finally:
-        torch.set_num_threads(offered)
     return found
 
 
@@ -143,24 +141,25 @@ def _together(members: Sequence[Member], show: Show, offered: int) -> dict[int, 
     except NotStackableError:
         return {}
     except (MemoryError, RuntimeError) as error:
-        if len(members) == 1 or not _is_memory(error):
+        if len(members) == 1 or not lacks_memory(error):
             raise
     half = len(members) // 2
     return _together(members[:half], show, offered) | _together(members[half:], show, offered)
 
 
-def _is_memory(error: Exception) -> bool:
-    short = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return short or "can't allocate memory" in str(error)
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error says that there is too little memory, on whatever device."""
+    lacking = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return lacking or "can't allocate memory" in str(error)
 
 
 def _trained(members: Sequence[Member], show: Show, offered: int) -> dict[int, History]:
     start = perf_counter()
-    chunk = Chunk(members, show)
-    chunk.train()
-    chunk.write_back()
+    stack = Stack(members, show)
+    stack.train()
+    stack.write_back()
     seconds = (perf_counter() - start) / len(members)
-    pairs = zip(members, chunk.records, strict=True)
+    pairs = zip(members, stack.records, strict=True)
     return {member.place: _history(member, record, seconds, offered) for member, record in pairs}
 
 

@@ -17,14 +17,7 @@ _NARROW: Final = 64
 
 def simplify(graph: GraphModule) -> GraphModule:
     """The same numbers, but for rounding, from fewer and faster kernels; changes the graph in place."""
-    for rewrite in (
-        _drop_views,
-        _drop_turns,
-        _fuse_bias,
-        _turn_softmax,
-        _turn_softmax_slope,
-        _write_in_place,
-    ):
+    for rewrite in _REWRITES:
         for node in list(graph.graph.nodes):
             if node.op == "call_function":
                 rewrite(node)

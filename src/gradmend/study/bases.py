@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from gradmend.data import Data, load
 from gradmend.errors import NotApplicableError, SetupError, TargetError, suggest
 from gradmend.setup import Setup
+from gradmend.training.run import BATCH_SIZE, EPOCHS
 from gradmend.zoo import RECIPES, Recipe, recipe, usual_data, usual_settings
 
 Source: TypeAlias = str | Setup | Recipe | Callable[[int], Setup | Recipe]
 """The name of a recipe; a setup, the same for all seeds; or a function of the seed that makes one."""
-
-_EPOCHS, _BATCH_SIZE = 10, 32
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Base:
         if isinstance(made, Setup):
             if data is None:
                 raise SetupError(f'{self.name!r} brings no data. Say which: `data = "digits"`.')
-            made = Recipe(self.name, made, _loaded(data), made.batch_size or _BATCH_SIZE, _EPOCHS)
+            made = Recipe(self.name, made, _loaded(data), made.batch_size or BATCH_SIZE, EPOCHS)
         rows = made.data if data is None else _loaded(data)
         sizes = batch_size or made.batch_size, length.epochs or made.epochs
         return Recipe(self.name, made.setup, rows, *sizes)

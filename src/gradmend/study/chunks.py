@@ -132,10 +132,8 @@ def free_memory() -> int:
 
 
 def steps_per_epoch(recipe: Recipe) -> int:
-    """Optimizer steps of one time through the data, whose last row joins the batch before if it is alone."""
-    rows, size = len(recipe.data.x), recipe.batch_size
-    batches = math.ceil(rows / size) - (rows > size > 1 == rows % size)
-    return math.ceil(batches / recipe.setup.accumulate)
+    """Optimizer steps of one time through the data."""
+    return math.ceil(recipe.data.batch_count(recipe.batch_size) / recipe.setup.accumulate)
 
 
 def _cut(sketch: _Sketch, jobs: Sequence[Job], room: float, fair: int) -> Iterator[Chunk]:

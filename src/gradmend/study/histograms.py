@@ -17,10 +17,9 @@ from torch import Tensor
 
 from gradmend.anatomy import Anatomy, Site
 from gradmend.errors import NotApplicableError, SetupError, suggest
-from gradmend.harmless import undisturbed, untouched
-from gradmend.recorder import Call, Recorder
+from gradmend.recorder import Call
 from gradmend.study.look import Look
-from gradmend.study.start import first_batch
+from gradmend.study.start import first_batch, passed
 from gradmend.zoo import Recipe
 
 if TYPE_CHECKING:
@@ -74,13 +73,8 @@ def spread(recipe: Recipe, seed: int) -> Spread:
             outputs[site.index] = output.detach()
             output.register_hook(partial(gradients.__setitem__, site.index))  # type: ignore[no-untyped-call]
 
-    setup, recorder = recipe.setup, Recorder(recipe.setup.model, after=watch)
-    batch = untouched(first_batch(recipe, seed))
-    with undisturbed(setup.model):
-        with recorder.watching(batch):
-            loss = setup.loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-    places = [place for place in _hidden(recorder.anatomy()) if place in gradients]
+    anatomy = passed(recipe.setup, first_batch(recipe, seed), watch)
+    places = [place for place in _hidden(anatomy) if place in gradients]
     return Spread(
         _shares([outputs[place] for place in places], "outputs"),
         _shares([gradients[place].abs().log10() for place in places], "gradients"),

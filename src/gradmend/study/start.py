@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from statistics import median
-from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from gradmend.anatomy import Site
+from gradmend.anatomy import Anatomy, Site
 from gradmend.diagnosis import look
 from gradmend.harmless import undisturbed, untouched
 from gradmend.recorder import Call, Recorder
 from gradmend.setup import Batch, Setup
-from gradmend.training.loop import Stepper, seeded
+from gradmend.training.loop import Stepper, seeded, step_times
 from gradmend.zoo import Recipe
 
 _STEPS, _WARM = 6, 2
@@ -53,27 +53,27 @@ def first_over_last(setup: Setup, batch: Batch) -> float | None:
             note = partial(_note, norms, site.index)
             output.register_hook(note)  # type: ignore[no-untyped-call]
 
-    recorder = Recorder(setup.model, after=watch)
-    batch = untouched(batch)
-    with undisturbed(setup.model):
-        with recorder.watching(batch):
-            loss = setup.loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+    passed(setup, batch, watch)
     places = sorted(norms)
     last = norms[places[-1]].item() if len(places) > 1 else 0.0
     return norms[places[0]].item() / last if last else None
 
 
+def passed(setup: Setup, batch: Batch, watch: Callable[[Call, Site, Tensor], None]) -> Anatomy:
+    """One forward and backward pass that leaves no trace; the watch is shown the output of every site."""
+    recorder, batch = Recorder(setup.model, after=watch), untouched(batch)
+    with undisturbed(setup.model):
+        with recorder.watching(batch):
+            loss = setup.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+    return recorder.anatomy()
+
+
 def step_seconds(setup: Setup, batch: Batch) -> float:
     """Of one optimizer step of a copy, as somebody pays for it who trains this network alone."""
     step = Stepper(setup.copy())
-    times = []
     with seeded(0, torch.device("cpu")):
-        for _ in range(_STEPS):
-            start = perf_counter()
-            step([batch] * setup.accumulate)
-            times.append(perf_counter() - start)
-    return median(times[_WARM:])
+        return median(step_times(step, [batch] * setup.accumulate, _STEPS)[_WARM:])
 
 
 def _note(norms: dict[int, Tensor], place: int, gradient: Tensor) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -15,13 +15,14 @@ import torch
 from gradmend.data import Data
 from gradmend.errors import GradmendError, NotApplicableError
 from gradmend.setup import trainable
-from gradmend.stack import train_many
+from gradmend.stack import lacks_memory, train_many
 from gradmend.study.chunks import Chunk, Job, free_memory, halves, steps_per_epoch
 from gradmend.study.outcome import DIVERGED, DONE, FAILED, NOT_APPLICABLE, Outcome
 from gradmend.study.start import findings, first_batch, first_over_last, step_seconds
 from gradmend.training import History
 from gradmend.training.evaluation import evaluate
 from gradmend.training.feed import feed
+from gradmend.training.loop import one_thread
 
 if TYPE_CHECKING:
     from gradmend.study.design import Study
@@ -53,17 +54,6 @@ def run_chunk(study: Study, chunk: Chunk, show: Callable[[int], None] | None = N
             return {key: o for half in halves(chunk) for key, o in run_chunk(study, half, show).items()}
         (job,) = chunk.jobs
         return {job.trial.key: failed(job, error)}
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread, so that sums are the same wherever and beside whatever a trial runs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass(eq=False)
@@ -177,15 +167,10 @@ def lost(job: Job) -> Outcome:
 
 def _reason(job: Job, error: Exception) -> str:
     text = next(iter(str(error).splitlines()), "")
-    if _lacks_memory(error):
+    if lacks_memory(error):
         return f"Out of memory, even alone: {_memory(job)}."
     named = text if isinstance(error, GradmendError) else f"{type(error).__name__}: {text}"
     return named if len(named) <= _LONGEST else f"{named[: _LONGEST - 3]}..."
-
-
-def _lacks_memory(error: Exception) -> bool:
-    lacking = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return lacking or "can't allocate memory" in str(error)
 
 
 def _memory(job: Job) -> str:

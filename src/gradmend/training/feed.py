@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -89,7 +88,7 @@ def feed(data: Any, batch_size: int, seed: int, device: torch.device, rows: int 
     if isinstance(data, Data):
         order = torch.Generator().manual_seed(seed)
         epoch = partial(data.to(device).batches, batch_size, generator=order, epochs=1)
-        return Feed(epoch, math.ceil(len(data.x) / batch_size))
+        return Feed(epoch, data.batch_count(batch_size))
     if isinstance(data, (tuple, list, Mapping, Tensor)) or not isinstance(data, Iterable):
         batches = [to_device(batch, device) for batch in recut(as_batches(data), rows)]
         return Feed(lambda: batches, len(batches))

@@ -198,6 +198,17 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread inside, so that sums are the same wherever they run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def best_threads(setup: Setup, batches: Sequence[Batch]) -> Iterator[None]:
     """Compute with one thread instead of torch's number where that is faster; the number returns afterwards.
 
@@ -222,11 +233,12 @@ def _one_is_faster(setup: Setup, batches: Sequence[Batch], threads: int) -> bool
         for _ in range(3):
             for number, times in seconds.items():
                 torch.set_num_threads(number)
-                times += _times(step, batches)[1:]
+                times += step_times(step, batches, 4)[1:]
     return median(seconds[1]) <= median(seconds[threads])
 
 
-def _times(step: Stepper, batches: Sequence[Batch], repeats: int = 4) -> list[float]:
+def step_times(step: Stepper, batches: Sequence[Batch], repeats: int) -> list[float]:
+    """The seconds of each of several steps on the same batches."""
     times = []
     for _ in range(repeats):
         start = perf_counter()

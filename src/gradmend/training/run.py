@@ -31,8 +31,9 @@ from gradmend.zoo import Recipe, recipe
 
 Show: TypeAlias = Callable[[int, Tensor], None]
 
-_EPOCHS = 10
-_BATCH_SIZE = 32
+EPOCHS, BATCH_SIZE = 10, 32
+"""Times through the data and rows per batch, if nothing is said."""
+
 _TEST_ROWS = 1000
 _LONG = 200  # steps; fewer do not repay the choice of threads
 ENDLESS = sys.maxsize
@@ -163,7 +164,7 @@ class Plan:
     @property
     def length(self) -> int:
         """How many optimizer steps on the rows of a `Data` there will be, about."""
-        return self.total(math.ceil(len(self.data.x) / self.batch_size)) or ENDLESS
+        return self.total(self.data.batch_count(self.batch_size)) or ENDLESS
 
     def total(self, batches: int | None) -> int | None:
         """How many optimizer steps there will be, about; None if that is not known."""
@@ -192,7 +193,7 @@ def plan_for(
     if isinstance(setup, str):
         length = {"epochs": epochs, "batch_size": batch_size, "steps": steps}
         setup, data = recipe(setup, data=data, seed=seed, **length), None
-    usual = (_EPOCHS, _BATCH_SIZE)
+    usual = (EPOCHS, BATCH_SIZE)
     if isinstance(setup, Recipe):
         usual = (setup.epochs, setup.batch_size)
         data = setup.data if data is None else data

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 
@@ -39,10 +38,3 @@ class Gate:
     def close(self) -> None:
         """Let it be called no more."""
         self._hooks.pop(self._id, None)
-
-
-def compiled(model: nn.Module) -> bool:
-    """Whether hooks on modules would not be called, as a part of the model is compiled."""
-    return any(
-        type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in model.modules()
-    )

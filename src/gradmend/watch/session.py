@@ -16,11 +16,12 @@ from torch.utils.hooks import RemovableHandle
 
 from gradmend.causes import Cause
 from gradmend.diagnosis import Finding, Severity
+from gradmend.probe import compiled
 from gradmend.profile import Profile
 from gradmend.setup import parameters_of
 from gradmend.watch import events, rules
 from gradmend.watch.exam import Exam, judge, running
-from gradmend.watch.gate import Gate, compiled
+from gradmend.watch.gate import Gate
 from gradmend.watch.gradients import Gradients
 from gradmend.watch.losses import Losses
 from gradmend.watch.mail import Mail
@@ -68,7 +69,7 @@ class Session:
         self.profile: Profile | None = None
         self.stream = Stream()
         self.on = False
-        self.compiled = compiled(model)
+        self.compiled = compiled(model.modules())
         self._model = weakref.ref(model, lambda _: self._let_go())
         self._owner = Owner(self._model, optimizer)
         self._pace, self._notices, self._sink, self._failed = pace, notices, sink, fail
@@ -83,12 +84,11 @@ class Session:
         self._entrance = Gate(self.guard(self._entered))
         self._exit: RemovableHandle | None = None
         self._looking: tuple[str, ...] = ()
-        self._open = self._late = False
+        self._open = self._late = self._warned = self._unsure = False
         self._norm: float | None = None
         self._scale: float | Tensor = 1.0
         self._unseen, self._next_course = 0, _COURSE
         self._candidates: frozenset[Cause] = frozenset()
-        self._warned = self._unsure = False
         self._leave = self.guard(self._left)
         self._listener = events.Guarded(self, self.guard)
 

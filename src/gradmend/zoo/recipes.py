@@ -180,7 +180,7 @@ def recipe(
         raise TargetError(f"There is no recipe {name!r}. {suggest(name, RECIPES)}")
     plan = _PLANS[name]
     for change in changes:
-        check_name("network setting", change, _settings(plan.network))
+        check_name("network setting", change, usual_settings(name))
     rows = data if isinstance(data, Data) else load(data or plan.data)
     rows = _as_unit(rows, name) if plan.unit else rows
     model = _network(plan, rows, seed, {**plan.settings, **changes})
@@ -189,12 +189,6 @@ def recipe(
     falling = partial(LinearLR, start_factor=1.0, end_factor=0.0, total_iters=total)
     setup = Setup(model, _loss(plan, rows), plan.optimizer, falling if plan.falling else None)
     return Recipe(name, setup, rows, size, times)
-
-
-def _settings(network: Callable[..., nn.Module]) -> list[str]:
-    """The names of a network's keyword arguments."""
-    parameters = inspect.signature(network).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
 def _as_unit(data: Data, name: str) -> Data:

@@ -1,4 +1,4 @@
-"""Chunk: networks of one structure that are trained in one computation, step by step."""
+"""Stack: networks of one structure that are trained in one computation, step by step."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Record:
     Args:
         losses: of every optimizer step.
         accuracy: of every epoch, the share of right outputs while training; NaN without classes.
-        step_seconds: of one step, its share of the chunk's, per stretch of steps.
+        step_seconds: of one step, its share of the stack's, per stretch of steps.
         diverged: whether a loss was no number.
     """
 
@@ -66,7 +66,7 @@ class Record:
         self._right, self._rows = 0.0, 0
 
 
-class Chunk:
+class Stack:
     """Networks of one structure on the rows of one data set, each in an order of its own.
 
     Args:
@@ -158,7 +158,7 @@ class Chunk:
         return graph.settled(still, self._parameters.slopes, given, self._noises)
 
     def _graph(self, batch: Batch) -> Graph:
-        """That of batches of this shape, which earlier chunks of the same structure may have made."""
+        """That of batches of this shape, which earlier stacks of the same structure may have made."""
         key = self._members[0].structure, *(part.shape for part in batch)
         if key not in _GRAPHS:
             parameters = dict(zip(self._names, self._parameters.values, strict=True))
