@@ -3,13 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 MARKS ?= not slow
+SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo test lint docs bench corpora clean
+.PHONY: demo test lint docs bench corpora browser clean
 
 demo: .venv/ready
 	$(BIN)/gradmend demo
 
-test: .venv/ready
+test: .venv/ready browser
 	$(BIN)/pytest --numprocesses=2 --dist=worksteal -m "$(MARKS)" $(PYTEST_ARGS)
 
 lint: .venv/ready
@@ -17,6 +18,12 @@ lint: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Pages are tested in Debian's Chromium.
+browser:
+	@command -v chromium > /dev/null || { $(SUDO) apt-get update -qq && \
+	$(SUDO) apt-get install -y -qq --no-install-recommends chromium; } || \
+	{ echo "Install Chromium by hand: the tests of pages need it." >&2; exit 1; }
 
 # The pages that are made from the code.
 docs: .venv/ready
