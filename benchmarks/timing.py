@@ -66,6 +66,13 @@ def host_seconds(call: Call) -> float:
     return process_time() - start
 
 
+def wall_seconds(call: Call) -> float:
+    """By the clock: for what several processes do together."""
+    start = perf_counter()
+    call()
+    return perf_counter() - start
+
+
 def device_seconds(call: Call) -> float:
     """By events on the CUDA device, waiting for it once."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.optim import Adam
 
-from benchmarks.timing import Call, Row, compare
+from benchmarks.timing import Call, Row, compare, host_seconds, wall_seconds
 from gradmend.data import Data, load
 from gradmend.setup import Setup
 from gradmend.stack import train_many
@@ -51,29 +53,57 @@ WORKS = (
 
 
 def run() -> Iterator[Row | str]:
+    """On one core by CPU time; and on all by the clock, where each may use them as it can."""
+    every = sorted(os.sched_getaffinity(0))
+    for cores in {1: every[-1:], len(every): every}.values():
+        where = "one core" if len(cores) == 1 else f"{len(cores)} cores"
+        yield f"{NETWORKS} networks, Adam, on {where}: seconds of the others over seconds of ours"
+        with ProcessPoolExecutor(1, get_context("spawn"), _confined, (cores,)) as alone:
+            for work in WORKS:  # in a process of their own, for JAX counts the cores but once
+                yield from alone.submit(_rows, work, len(cores)).result()
+
+
+def _confined(cores: Sequence[int]) -> None:
+    os.sched_setaffinity(0, cores)
     torch.set_num_threads(1)
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})  # JAX has threads of its own: all are measured on one core
-    try:
-        yield f"{NETWORKS} networks, Adam, on one core: seconds of the others over seconds of train_many"
-        for work in WORKS:
-            yield from _rows(work)
-    finally:
-        os.sched_setaffinity(0, cores)
 
 
-def _rows(work: Work) -> Iterator[Row]:
+def _rows(work: Work, cores: int) -> list[Row]:
     data = _data(work)
     others = {
         "one after the other": partial(_one_by_one, work, data),
         "torch.func vmap": partial(_vmapped, work, data),
+        **({"torch.func vmap, threads": partial(_threaded, cores, work, data)} if cores > 1 else {}),
         **_in_jax(work, data),
     }
-    found = compare(partial(_stacked, work, data), others, budget=40)
-    yield from (
+    with ProcessPoolExecutor(cores, get_context("spawn"), _confined_to_one) as workers:
+        ours = (
+            partial(_stacked, work, data) if cores == 1 else partial(_shared_out, workers, cores, work, data)
+        )
+        clock = host_seconds if cores == 1 else wall_seconds
+        found = compare(ours, others, clock=clock, budget=40)
+    return [
         Row(f"{work.name}: {name}", ratio, (work.reach if name == "one after the other" else 1, math.inf))
         for name, ratio in found.items()
-    )
+    ]
+
+
+def _confined_to_one() -> None:
+    torch.set_num_threads(1)
+
+
+def _shared_out(workers: Executor, cores: int, work: Work, data: Data) -> None:
+    """As a study does it: stacks in as many processes as there are cores, which are at hand already."""
+    parts = [range(core, NETWORKS, cores) for core in range(cores)]
+    list(workers.map(partial(_stacked, work, data), parts))
+
+
+def _threaded(cores: int, work: Work, data: Data) -> None:
+    torch.set_num_threads(cores)
+    try:
+        _vmapped(work, data)
+    finally:
+        torch.set_num_threads(1)
 
 
 def _network(sizes: Sequence[int]) -> nn.Sequential:
@@ -91,9 +121,9 @@ def _data(work: Work) -> Data:
     return Data(x, y, x[:0], y[:0], "random", classes=10)
 
 
-def _stacked(work: Work, data: Data) -> None:
-    setups = [_setup(work, seed) for seed in range(NETWORKS)]
-    train_many(setups, data, seeds=range(NETWORKS), steps=work.steps, batch_size=work.rows, device="cpu")
+def _stacked(work: Work, data: Data, seeds: Sequence[int] = range(NETWORKS)) -> None:
+    setups = [_setup(work, seed) for seed in seeds]
+    train_many(setups, data, seeds=seeds, steps=work.steps, batch_size=work.rows, device="cpu")
 
 
 def _setup(work: Work, seed: int) -> Setup:

@@ -106,6 +106,8 @@ class WandB(_Tracker):
 class MLflow(_Tracker):
     """Writes to a run of MLflow, in the background; findings become tags.
 
+    What is new is waited for: MLflow's store of files loses one of two writes that make the same folder.
+
     Args:
         run_id: such as `mlflow.active_run().info.run_id`.
         prefix: of all names.
@@ -127,16 +129,19 @@ class MLflow(_Tracker):
             raise MissingExtraError("mlflow", "trackers", "The tracker of MLflow") from error
         self._client = MlflowClient()
         self._run_id = run_id
+        self._known: set[str] = set()
 
     def _numbers(self, step: int, numbers: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         metrics = [Metric(_allowed(name), number, now, step) for name, number in numbers.items()]
-        self._client.log_batch(self._run_id, metrics, synchronous=False)
+        new = numbers.keys() - self._known
+        self._known |= new
+        self._client.log_batch(self._run_id, metrics, synchronous=bool(new))
 
     def _text(self, step: int, name: str, text: str) -> None:
-        self._client.set_tag(self._run_id, _allowed(name), text, synchronous=False)
+        self._client.set_tag(self._run_id, _allowed(name), text)
 
 
 def _of_step(values: Mapping[str, Any]) -> dict[str, float]:
