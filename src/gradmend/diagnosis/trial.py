@@ -95,6 +95,8 @@ def settle(
         The findings. Those given, if they are beyond doubt, or if no trial is possible.
 
     Example:
+        >>> from functools import partial
+        >>> from torch import nn
         >>> from gradmend.diagnosis import diagnose
         >>> x = torch.randn(256, 4)
         >>> adam = partial(torch.optim.Adam, lr=1e-6)
