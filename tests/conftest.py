@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from browsing import browser
+
+__all__ = ["browser"]
+
 torch.set_num_threads(1)
 
 

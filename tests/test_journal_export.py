@@ -26,6 +26,8 @@ def journal(tmp_path: Path) -> Journal:
         text = {"cause": "plateau", "severity": "error", "sentence": "It rests,\nand rests.", "unit": "loss"}
         lists = {"sites": ("a",), "where": ("train.py:3",), "evidence": ()}
         sink.write("finding", 2, {**span, **text, **lists, "measured": 1.0, "expected": None})
+        act = {"cause": "plateau", "text": "Halved.", "before": 1.0, "after": 0.5, "unit": "learning rate"}
+        sink.write("act", 3, act)
         sink.write("note", 3, {"text": "ä note"})
     return journal
 
@@ -40,6 +42,7 @@ def test_csv(journal: Journal, tmp_path: Path) -> None:
     assert tables["findings"][0]["sentence"] == "It rests,\nand rests."
     assert tables["findings"][0]["lines"] == '["train.py:3"]'
     assert tables["runs"][0]["command"] == 'python train.py --name "a, b"'
+    assert (tables["acts"][0]["before"], tables["acts"][0]["after"]) == ("1.0", "0.5")
     assert tables["notes"][0]["text"] == "ä note"
 
 
@@ -58,7 +61,7 @@ def test_an_empty_journal_gives_empty_tables(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "run.gradmend")
     journal.run().close()
     files = export(journal, tmp_path / "out")
-    assert [len(file.read_text().splitlines()) for file in files] == [2, 1, 1, 1, 1]
+    assert [len(file.read_text().splitlines()) for file in files] == [2, 1, 1, 1, 1, 1]
     assert all(parquet.read_schema(file).names for file in export(journal, tmp_path / "out", "parquet"))
 
 

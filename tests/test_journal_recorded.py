@@ -1,11 +1,13 @@
 """What `gradmend check run.gradmend` says, and `gradmend export`."""
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gradmend.acts import Act
 from gradmend.causes import Cause
 from gradmend.cli import main
 from gradmend.diagnosis import Severity
@@ -25,6 +27,9 @@ FOUND = {
 }
 
 
+ACT = {"before": None, "after": 1.5}
+
+
 def record(path: Path, *findings: dict[str, Any], name: str = "") -> None:
     with Journal(path).run(name, "python train.py") as recording:
         sink = recording.sink("Net")
@@ -32,6 +37,7 @@ def record(path: Path, *findings: dict[str, Any], name: str = "") -> None:
             sink.write("step", step, {"loss": loss})
         for number, finding in enumerate(findings):
             sink.write("finding", 1, {"id": number, "began": 1, "ended": None, **FOUND, **finding})
+        sink.write("act", 2, {"cause": "vanishing_gradient", "text": "Clipped.", "unit": "norm", **ACT})
         sink.write("note", 3, {"text": "Something was compiled."})
 
 
@@ -48,8 +54,29 @@ def test_check_shows_what_was_found(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert code == 1
     for text in ("python train.py", "Net, 3 steps, loss 2.5 to 2.25", "from step 1 to the end", "train.py:5"):
         assert text in said
-    for text in ("from step 1 to step 2", "Without the sigmoids it is gone.", "Something was compiled."):
+    for text in (
+        "from step 1 to step 2",
+        "Without the sigmoids it is gone.",
+        "step 2: Clipped.",
+        "Something was compiled.",
+    ):
         assert text in said
+
+
+def test_an_act_comes_back_as_it_was(tmp_path: Path) -> None:
+    record(tmp_path / "run.gradmend", {})
+    (model,) = read_recorded(Journal(tmp_path / "run.gradmend")).runs[0].models
+    assert model.acts == (Act(2, Cause.VANISHING_GRADIENT, "Clipped.", None, 1.5, "norm"),)
+
+
+def test_a_journal_without_a_table_of_acts_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.gradmend"
+    record(path, {})
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE act")
+    assert read_recorded(Journal(path)).runs[0].models[0].acts == ()
+    record(path, {})
+    assert len(read_recorded(Journal(path)).runs[1].models[0].acts) == 1
 
 
 def test_a_finding_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -95,7 +122,7 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, said = checked(capsys, "export", str(tmp_path / "run.gradmend"), str(tmp_path / "out"))
     assert code == 0
     assert [Path(line).name for line in said.split()] == [
-        *("runs.csv", "steps.csv", "readings.csv", "findings.csv", "notes.csv")
+        *("runs.csv", "steps.csv", "readings.csv", "findings.csv", "acts.csv", "notes.csv")
     ]
     assert all(Path(line).is_file() for line in said.split())
 

@@ -9,13 +9,18 @@ from torch import Tensor, nn
 from gradmend.data import Data
 from gradmend.errors import SetupError
 from gradmend.setup import Setup
+from gradmend.spread import Spread, spread
 from gradmend.study.design import Study
-from gradmend.study.histograms import spread
+from gradmend.study.histograms import RANGES
 from gradmend.study.start import first_batch
 from gradmend.zoo import Recipe, recipe
 from helpers import SGD, Functional, assert_same, blobs, trace
 
 EDGES = {"outputs": np.linspace(-2, 2, 48), "gradients": np.linspace(-14, 2, 48)}
+
+
+def at_start(made: Recipe, seed: int) -> Spread:
+    return spread(made.setup, first_batch(made, seed), RANGES)
 
 
 def by_hand(made: Recipe, kind: type[nn.Module]) -> dict[str, np.ndarray[Any, Any]]:
@@ -53,7 +58,7 @@ def by_hand(made: Recipe, kind: type[nn.Module]) -> dict[str, np.ndarray[Any, An
 )
 def test_histograms_are_those_of_hooks(changes: dict[str, Any], kind: type[nn.Module]) -> None:
     made = recipe("deep", depth=5, width=16, **changes)
-    found, expected = spread(made, 3), by_hand(recipe("deep", depth=5, width=16, **changes), kind)
+    found, expected = at_start(made, 3), by_hand(recipe("deep", depth=5, width=16, **changes), kind)
     assert found.outputs.shape == (47, 5)
     # a value on the edge of a bin may be counted on either side of it
     np.testing.assert_allclose(found.outputs, expected["outputs"], atol=3e-3)
@@ -65,7 +70,7 @@ def test_models_of_ones_own_and_recurrent_ones_are_read() -> None:
     own = Recipe("own", setup, _data(), 16, 1)
     recurrent = recipe("residual-gru", cell="gru", data="recall-10")
     for made, layers in ((own, 4), (recurrent, 1)):
-        found = spread(made, 0)
+        found = at_start(made, 0)
         assert found.outputs.shape == found.gradients.shape == (47, layers)
         np.testing.assert_allclose(found.outputs.sum(axis=0), 1)
 
@@ -73,7 +78,7 @@ def test_models_of_ones_own_and_recurrent_ones_are_read() -> None:
 def test_looking_leaves_no_trace() -> None:
     made = recipe("deep", depth=3, norm="batch")
     before = trace(made.setup)
-    spread(made, 0)
+    at_start(made, 0)
     assert_same(trace(made.setup), before)
 
 
@@ -88,7 +93,7 @@ def test_every_arm_has_a_panel(what: str, dark: bool) -> None:
     ]
     assert [one.z.shape for one in figure.data] == [(47, 4)] * 6
     for arm, panel in zip(study.arms(), figure.data, strict=True):
-        shares = getattr(spread(study.build(arm, 0), 0), what)
+        shares = getattr(at_start(study.build(arm, 0), 0), what)
         np.testing.assert_allclose(np.square(panel.z), shares)
 
 

@@ -4,6 +4,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -16,6 +17,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from gradmend.causes import Cause
 from gradmend.journal import Journal
+from gradmend.recorded import read_recorded
 from gradmend.watch import Watch
 from helpers import Book
 from running import script, watched
@@ -77,19 +79,21 @@ ILLNESSES: dict[str, tuple[Callable[[], nn.Sequential], float, Fault, Cause]] = 
 
 
 @pytest.mark.parametrize("name", ILLNESSES)
-def test_a_training_that_fails_comes_through(name: str) -> None:
+def test_a_training_that_fails_comes_through(name: str, tmp_path: Path) -> None:
     build, rate, fault, cause = ILLNESSES[name]
     ends = []
     for treat in (False, True):
         torch.manual_seed(0)
         model = build()
         optimizer = SGD(model.parameters(), lr=rate)
-        watch, losses = train(model, optimizer, fault, treat=treat)
+        watch, losses = train(model, optimizer, fault, treat=treat, journal=tmp_path / f"{treat}.gradmend")
         ends.append(fmean(losses[-20:]))
         assert bool(watch.acts) == treat
     assert not ends[0] < 1.5  # guessing among five is 1.61
     assert ends[1] < 1.0
     assert {act.cause for act in watch.acts} == {cause}
+    (found,) = read_recorded(Journal(tmp_path / "True.gradmend")).runs[0].models
+    assert found.acts == watch.acts
 
 
 def test_the_rate_goes_back_to_what_it_was_before_it_was_raised() -> None:
@@ -337,14 +341,13 @@ def test_each_act_is_written_with_what_was_before_and_after(tmp_path: Path) -> N
     model, book = network(), Book()
     watch, _ = train(model, SGD(model.parameters(), lr=0.02), faster, journal=book, treat=True)
     (act,) = watch.acts
-    ((step, note),) = book.of("note")
-    expected = {"text": f"step {step}: {act.text}", "act": act.cause.value}
-    assert (step, note) == (act.step, {**expected, "before": act.before, "after": act.after})
+    ((step, values),) = book.of("act")
+    assert (step, values) == (act.step, {**asdict(act), "cause": act.cause.value})
     path = tmp_path / "run.gradmend"
     model = network()
     train(model, SGD(model.parameters(), lr=0.02), faster, journal=path, treat=True)
-    journal = Journal(path)
-    assert [note["text"] for note in journal.notes(journal.runs()[0]["id"])] == [note["text"]]
+    (row,) = Journal(path).acts(1)
+    assert row == {**values, "model": row["model"]}
 
 
 def test_what_steps_without_a_rate_is_watched_but_not_treated(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console, Group
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
 from gradmend.causes import Cause
-from gradmend.console import plain_data
+from gradmend.console import Terminal, listed, plain_data
 from gradmend.errors import GradmendError, TargetError, suggest
 from gradmend.running import AS_TYPED, export, run
+from gradmend.showing import LangOption, Order, ReportOption, again, atlas, ordered, view
 
 if TYPE_CHECKING:
-    from gradmend.patch.files import Order
+    from gradmend.patch.files import Order as Patch
     from gradmend.remedies.card import Card
     from gradmend.target import Target
 
@@ -75,6 +74,8 @@ def check(
     depth: DepthOption = None,
     width: WidthOption = None,
     planned_steps: PlannedOption = None,
+    report: ReportOption = None,
+    lang: LangOption = "en",
     as_json: JsonOption = False,
 ) -> None:
     """Find out what is wrong with a network before it trains. Exit code 0: healthy, 1: findings.
@@ -82,21 +83,41 @@ def check(
     Of a journal (run.gradmend): what was found while it was recorded.
     """
     with _output(as_json) as show:
+        wanted = ordered(report, lang)
         if target.endswith(".gradmend"):
-            from gradmend.journal import Journal
-            from gradmend.recorded import read_recorded
-
-            recorded = read_recorded(Journal(target))
-            show(recorded)
-            raise typer.Exit(HEALTHY if recorded.healthy else ILL)
+            raise typer.Exit(_check_journal(target, show, wanted))
         from gradmend.diagnosis import diagnose
 
         wishes = {"data": data, "loss": loss, "optimizer": optimizer, "device": device, "seed": seed}
         found = _find(target, **wishes, depth=depth, width=width)
-        diagnosis = diagnose(found.setup, found.batches(limit=4), steps=planned_steps)
+        batches = found.batches(limit=4)
+        diagnosis = diagnose(found.setup, batches, steps=planned_steps)
         asked = {**wishes, "depth": depth, "width": width, "planned-steps": planned_steps}
-        show(diagnosis, *([] if diagnosis.healthy else ["", f"To mend it: {_again('mend', target, asked)}"]))
+        mend = again("mend", target, asked)
+        show(diagnosis, *([] if diagnosis.healthy else ["", f"To mend it: {mend}"]))
+        if wanted is not None:
+            from gradmend.report.pages import check_page
+            from gradmend.spread import spread
+
+            command = again("check", target, {**asked, "report": report, "lang": lang})
+            seen = spread(found.setup, batches[0])
+            wanted.fill(check_page(diagnosis, seen, title=f"gradmend check {target}", mend=mend), command)
     raise typer.Exit(HEALTHY if diagnosis.healthy else ILL)
+
+
+def _check_journal(target: str, show: _Shown, wanted: Order | None) -> int:
+    from gradmend.journal import Journal
+    from gradmend.recorded import read_recorded
+
+    recorded = read_recorded(Journal(target))
+    show(recorded)
+    if wanted is not None:
+        from gradmend.report.run import run_page
+
+        wanted.fill(
+            run_page(Journal(target)), again("check", target, {"report": wanted.path, "lang": wanted.lang})
+        )
+    return HEALTHY if recorded.healthy else ILL
 
 
 @app.command()
@@ -121,6 +142,8 @@ def mend(
     write: Annotated[
         bool, typer.Option("--write", help="Change the source itself; a copy stays beside it (.bak).")
     ] = False,
+    report: ReportOption = None,
+    lang: LangOption = "en",
     as_json: JsonOption = False,
 ) -> None:
     """Find the least change that makes a network train, and prove it. Your files stay, but for --write."""
@@ -128,7 +151,7 @@ def mend(
         from gradmend.setup import Budget
         from gradmend.treatment import mend
 
-        ordered = _ordered(target, patch, write)
+        source, wanted = _ordered(target, patch, write), ordered(report, lang)
         wishes = {"data": data, "loss": loss, "optimizer": optimizer, "device": device, "seed": seed}
         found = _find(target, **wishes, depth=depth, width=width)
         batches, budget = found.batches(limit=1000), Budget(steps, seconds, trials)
@@ -140,10 +163,19 @@ def mend(
         show(treatment, more={"code": own})
         if not as_json and treatment.changes:
             show("", "The same in your own code:", "", own)
-        if ordered is not None:
+        if source is not None:
             typed = [part for part, given in (("loss", loss), ("optimizer", optimizer)) if given is not None]
-            lines = ordered.fill(found.setup, treatment, batches[0], typed, seed)
-            Console(soft_wrap=True, highlight=False).print("\n".join(lines), markup=False)
+            lines = source.fill(found.setup, treatment, batches[0], typed, seed)
+            Terminal(soft_wrap=True).print("\n".join(lines))
+        if wanted is not None:
+            from gradmend.report.pages import mend_page
+            from gradmend.spread import spread
+
+            seen = (spread(found.setup, batches[0]), spread(treatment.setup, batches[0]))
+            sizes = {"depth": depth, "width": width, "planned-steps": planned_steps}
+            tried = {"steps": steps, "seconds": seconds, "trials": trials}
+            command = again("mend", target, {**wishes, **sizes, **tried, "report": report, "lang": lang})
+            wanted.fill(mend_page(treatment, own, seen, title=f"gradmend mend {target}"), command)
     raise typer.Exit(HEALTHY if treatment.after.healthy else ILL)
 
 
@@ -193,7 +225,8 @@ def study(
         Path | None, typer.Option(metavar="FILE", help="Of the trials: by default STUDY.gradmend, here.")
     ] = None,
     workers: Annotated[str, typer.Option(help="local, or ray: a Ray cluster (RAY_ADDRESS).")] = "local",
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures.")] = None,
+    report: ReportOption = None,
+    lang: LangOption = "en",
     as_json: JsonOption = False,
 ) -> None:
     """Compare cures on a task by many trainings, and recommend one. Stopped, the same command goes on."""
@@ -204,7 +237,7 @@ def study(
         if name is None:
             show(Shipped())
             raise typer.Exit(HEALTHY)
-        planned = plan_study(name, data, seeds)
+        planned, wanted = plan_study(name, data, seeds), ordered(report, lang)
         file = journal or Path(f"{planned.name}{'' if data is None else f'-{Path(data).stem}'}.gradmend")
         try:
             results = planned.run(file, workers, progress=not as_json)
@@ -212,9 +245,10 @@ def study(
             results = finished(planned, file)
             show(results, "", f"Stopped: {len(results.outcomes)} of {planned.trials} trials are in {file}.")
             raise typer.Exit(STOPPED) from None
-        if report is not None:
-            starts = [planned.plot(what) for what in ("outputs", "gradients")]
-            report.write_text(results.html(more=starts))
+        if wanted is not None:
+            asked = {"data": data, "seeds": seeds, "journal": journal, "workers": workers, "report": report}
+            page = results.page(tuple(planned.figures().values()))
+            wanted.fill(page, again("study", name, {**asked, "lang": lang}))
         show(results, "", f"The trials are in {file}.")
     raise typer.Exit(ILL if any(outcome.status == "failed" for outcome in results.outcomes) else HEALTHY)
 
@@ -245,13 +279,15 @@ def demo(
 
     raise typer.Exit(
         HEALTHY
-        if run(Console(), data=data, depth=depth, activation=activation, init=init, seed=seed)
+        if run(Terminal(), data=data, depth=depth, activation=activation, init=init, seed=seed)
         else ILL
     )
 
 
 app.command(context_settings=AS_TYPED)(run)
 app.command()(export)
+app.command()(view)
+app.command()(atlas)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -270,21 +306,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _complain(text: str) -> NoReturn:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"gradmend: {text}", markup=False)
+    Terminal(stderr=True, soft_wrap=True).print(f"gradmend: {text}")
     sys.exit(BAD_INPUT)
-
-
-def _again(command: str, target: str, wishes: Mapping[str, Any]) -> str:
-    """The command line of another command with the same options.
-
-    >>> _again("mend", "my net.keras", {"data": "a.npz", "loss": None, "seed": 0, "device": "cpu"})
-    "gradmend mend 'my net.keras' --data a.npz"
-    """
-    usual = (("device", "cpu"), ("seed", 0))
-    asked = [
-        (name, value) for name, value in wishes.items() if value is not None and (name, value) not in usual
-    ]
-    return shlex.join(["gradmend", command, target, *(x for n, v in asked for x in (f"--{n}", str(v)))])
 
 
 class _Shown:
@@ -300,9 +323,9 @@ class _Shown:
             found = plain_data({**nouns[0].to_dict(), **(more or {})})
             print(json.dumps(found, allow_nan=False), file=self.stdout)
         elif not self.as_json:
-            console = Console(file=self.stdout, highlight=False)
+            terminal = Terminal(file=self.stdout)
             for item in items:
-                console.print(item, markup=False, soft_wrap=isinstance(item, str))
+                terminal.print(item, soft_wrap=isinstance(item, str))
 
 
 @contextmanager
@@ -315,7 +338,7 @@ def _output(as_json: bool) -> Iterator[_Shown]:
 
 @contextmanager
 def _status() -> Iterator[Any]:
-    with Console(stderr=True).status("measuring") as status:
+    with Terminal(stderr=True).status("measuring", spinner="line") as status:
         yield status.update
 
 
@@ -324,11 +347,11 @@ def _find(target: str, **wishes: Any) -> Target:
 
     found = find(target, Wishes(**wishes))
     for note in found.notes:
-        Console(stderr=True, style="dim", highlight=False).print(note, markup=False)
+        Terminal(stderr=True, style="dim").print(note)
     return found
 
 
-def _ordered(target: str, patch: Path | None, write: bool) -> Order | None:
+def _ordered(target: str, patch: Path | None, write: bool) -> Patch | None:
     """The patch that was asked for; with JSON, what it says goes to stderr."""
     if patch is None and not write:
         return None
@@ -348,18 +371,11 @@ class _Catalogue:
     def __rich__(self) -> Group:
         causes = [(cause.title, cause.sentence) for cause in Cause]
         remedies = [(card.name, card.what) for card in self.cards]
-        return Group("Causes", _listed(causes), "", "Remedies", _listed(remedies))
+        return Group("Causes", listed(causes), "", "Remedies", listed(remedies))
 
     def to_dict(self) -> dict[str, Any]:
         causes = [_Explanation(cause).to_dict() for cause in Cause]
         return {"causes": causes, "remedies": [card.to_dict() for card in self.cards]}
-
-
-def _listed(rows: Iterable[tuple[str, str]]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    for name, sentence in rows:
-        table.add_row(Text(name, no_wrap=True), Text(sentence))
-    return table
 
 
 class _Explanation:

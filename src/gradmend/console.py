@@ -4,15 +4,47 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.progress import BarColumn
+from rich.segment import Segment
+from rich.table import Column, Table
+from rich.text import Text
+from rich.theme import Theme
 
-WIDTH = 80
+from gradmend.errors import GradmendError, suggest
+
+WIDTH, WIDEST = 80, 120
+"""Columns where nobody says how many there are, and the most that are used: longer lines are hard to read."""
+
+GREEN, RED, ORANGE, BLUE = "color(28)", "color(196)", "color(130)", "color(31)"
+"""Colours that can be read on white and on black."""
+
+_THEME = Theme(
+    {"bar.complete": BLUE, "bar.finished": GREEN, "progress.remaining": BLUE, "rule.line": "dim"},
+    inherit=True,
+)
+_LONGEST_BAR = 40
+_LONG_WORD, _GAP = 20, 2
+"""Columns of a terminal: of a word that a table does not break; between two cells."""
 _BLOCKS = " ▏▎▍▌▋▊▉█"
+_STAND_INS = dict(zip("█▉▊▋▌▍▎▏◆·…–—", "#####   o.~--", strict=True))
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_BREAKING = re.compile("[\t\n]|" + _STEERING.pattern)
+_PICTURES, _DELETE, _UNKNOWN = 0x2400, "\u2421", "\ufffd"
 
 
 class Printable:
@@ -30,19 +62,210 @@ class Printable:
         data: dict[str, Any] = plain_data(self)
         return data
 
+    def figures(self, dark: bool = False) -> dict[str, Any]:
+        """The pictures that there are, by their names, the most telling first: plotly figures.
+
+        Args:
+            dark: for a dark background.
+        """
+        return {}
+
+    def plot(self, name: str | None = None, dark: bool = False) -> Any:
+        """One of the `figures`, as a `plotly.graph_objects.Figure`.
+
+        Args:
+            name: of the picture; by default the most telling one.
+            dark: for a dark background.
+
+        Raises:
+            GradmendError: if there is no such picture, or none at all.
+        """
+        known = self.figures(dark)
+        if not known:
+            raise GradmendError("There is nothing here that could be drawn.")
+        name = next(iter(known)) if name is None else name
+        if name not in known:
+            raise GradmendError(f"There is no picture {name!r} here. {suggest(name, known)}")
+        return known[name]
+
     def _repr_html_(self) -> str:
-        console = Console(record=True, width=100, file=io.StringIO())
-        console.print(self)
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        return html(self)
 
 
-def plain(*renderables: RenderableType, width: int = WIDTH) -> str:
-    """Render without colour, at most `width` columns wide."""
-    console = Console(width=width, file=io.StringIO(), color_system=None, legacy_windows=False)
+class Terminal(Console):
+    """Prints nouns wherever it leads: to a wide or a narrow terminal, a file, a pipe, a log.
+
+    Nothing is taken for markup, and what the encoding lacks is replaced by what it has. There are no codes
+    for colours where `NO_COLOR` is set or nobody would see them; `FORCE_COLOR` brings them back, but nothing
+    moves without a terminal. Characters that steer a terminal, such as those that begin an escape sequence,
+    are shown and not sent.
+
+    Args:
+        encoding: that of the file, if that is not known from it.
+        options: those of `rich.console.Console`.
+
+    Example:
+        >>> Terminal(width=20).print("a [red]name\\x1b[0m")
+        a [red]name␛[0m
+    """
+
+    def __init__(self, encoding: str = "", **options: Any) -> None:
+        self._told = encoding
+        usual = {
+            "markup": False,
+            "highlight": False,
+            "emoji": False,
+            "color_system": _colours(),
+            "theme": _THEME,
+        }
+        super().__init__(**{**usual, **options})
+        columns = self._columns()
+        if columns != self.width:
+            self.size = ConsoleDimensions(columns, self.height)
+
+    def _columns(self) -> int:
+        columns = self._width or self.width
+        if self._width is None and self.is_terminal:  # rich looks at others, and takes a dumb one to have 80
+            with suppress(OSError, ValueError):
+                columns = os.get_terminal_size(self.file.fileno()).columns or columns
+        return min(columns, WIDEST)
+
+    @property
+    def encoding(self) -> str:
+        """Of the file."""
+        return self._told or super().encoding
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether somebody watches."""
+        with suppress(AttributeError, ValueError):  # no file, or a closed one
+            return self.file.isatty()
+        return False
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """The segments of what is to be printed, in characters that the terminal has."""
+        if isinstance(renderable, Text):
+            renderable = _breakable(self._legible(renderable), options or self.options)
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=spelled(segment.text, self.encoding))
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The same of a string."""
+        return self._legible(super().render_str(text, **options))
+
+    def _legible(self, text: Text) -> Text:
+        shown = spelled(_STEERING.sub(_picture, text.plain), self.encoding)
+        if shown == text.plain:
+            return text
+        text = text.copy()
+        text.plain = shown
+        return text
+
+
+def _breakable(text: Text, options: ConsoleOptions) -> Text:
+    """A text whose words, where one is too long, can be broken before a value and not within its number."""
+    whole = text.spans or options.no_wrap or "=" not in text.plain
+    if whole or max(map(cell_len, text.plain.split())) <= options.max_width:
+        return text
+    return Text(text.plain.replace("=", "= "), style=text.style)
+
+
+def _colours() -> str | None:
+    if os.environ.get("NO_COLOR"):
+        return None
+    return "auto" if os.environ.get("FORCE_COLOR", "0") in ("", "0") else "256"
+
+
+def _picture(found: re.Match[str]) -> str:
+    """A character that shows another one, which cannot be seen."""
+    code = ord(found[0])
+    if code < ord(" "):
+        return chr(_PICTURES + code)
+    return _DELETE if found[0] == "\x7f" else _UNKNOWN
+
+
+def spelled(text: str, encoding: str) -> str:
+    """As many characters, all of which an encoding has.
+
+    >>> spelled("█▏ Müller… 层", "ascii")
+    '#  Muller~ ?'
+    """
+    with suppress(UnicodeEncodeError):
+        text.encode(encoding)
+        return text
+    return "".join(_spelled(character, encoding) for character in text)
+
+
+def _spelled(character: str, encoding: str) -> str:
+    for candidate in (character, unicodedata.normalize("NFD", character)[0], _STAND_INS.get(character, "?")):
+        with suppress(UnicodeEncodeError):
+            candidate.encode(encoding)
+            return candidate
+    return "?"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is drawn for the width that it gets.
+
+    Args:
+        draw: makes it for so many columns.
+    """
+
+    draw: Callable[[int], RenderableType]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[RenderableType]:
+        yield self.draw(options.max_width)
+
+
+class PlainTable(Table):
+    """A table without rules; columns that stay in one line are broken where they would leave no room."""
+
+    def __init__(self) -> None:
+        super().__init__(box=None, pad_edge=False, header_style="bold")
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterable[RenderableType | Segment]:
+        """The lines, for so many columns of the terminal."""
+        needed = sum(_needed(column, console, options) + _GAP for column in self.columns) - _GAP
+        table = copy(self)
+        if needed > options.max_width:
+            table.columns = [replace(column, no_wrap=False) for column in self.columns]
+        yield from Table.__rich_console__(table, console, options)
+
+
+def _needed(column: Column, console: Console, options: ConsoleOptions) -> int:
+    """Columns of the terminal: for the longest line, or the longest word if that is not too long."""
+    sizes = [Measurement.get(console, options, cell) for cell in (column.header, *column.cells)]
+    if column.no_wrap:
+        return max(size.maximum for size in sizes)
+    return min(_LONG_WORD, max(size.minimum for size in sizes))
+
+
+def plain(*renderables: RenderableType, width: int | None = None) -> str:
+    """Render without colour, for where `print` goes.
+
+    Args:
+        renderables: to be shown one below the other.
+        width: in columns; that of the terminal if nothing is said, but no more than 80.
+    """
+    out, file = Terminal(force_jupyter=False), io.StringIO()
+    width = width or (min(WIDTH, out.width) if out.is_terminal else WIDTH)
+    terminal = Terminal(out.encoding, width=width, file=file, color_system=None, force_jupyter=False)
     for renderable in renderables:
-        console.print(renderable)
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in text.splitlines())
+        terminal.print(renderable)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def html(renderable: RenderableType) -> str:
+    """For a notebook, light or dark: coloured text that takes the colours of the page for the rest."""
+    terminal = Terminal("utf-8", width=100, file=io.StringIO(), record=True, force_jupyter=False)
+    terminal.print(renderable)
+    return terminal.export_html(inline_styles=True, code_format=_HTML)
+
+
+_HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.2">{code}</pre>'
 
 
 def bar(value: float, low: float, high: float, width: int = 20) -> str:
@@ -65,6 +288,80 @@ def number(value: float | None, digits: int = 3) -> str:
     ['0.123', '1.23e+05', '3.2e-19', '-', '-']
     """
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}g}"
+
+
+def shortened(name: str, width: int) -> str:
+    """A name in at most so many columns: both ends, and the numbers that tell layers apart.
+
+    >>> shortened("transformer.h.11.attn.c_proj", 24), shortened("transformer.h.11.attn.c_proj", 16)
+    ('transform…11.attn.c_proj', 'transf…11…c_proj')
+    """
+    parts = _SEPARATOR.split(one_line(name))
+    for place in range(0, len(parts) - 1, 2):
+        if place and not parts[place].isdigit():
+            parts[place] = "…"
+        text = _joined(parts)
+        begin, over = text.find("…"), max(0, cell_len(text) - width)
+        if over == 0 or begin - over >= _HEAD:
+            return set_cell_size(text, begin - over) + text[begin:] if over else text
+    return _fitted(_joined(parts), width)
+
+
+_HEAD = 2
+_SEPARATOR = re.compile(r"([./\\])")
+_LEFT_OUT = re.compile(r"[./\\]*…[./\\…]*")
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return _LEFT_OUT.sub("…", "".join(parts))
+
+
+def _fitted(text: str, width: int) -> str:
+    """Its first third and the rest from its end, no number in two."""
+    if cell_len(text) <= width:
+        return text
+    tail = set_cell_size(text[::-1], 2 * (width - 1) // 3)[::-1].strip()
+    tail = tail.lstrip("0123456789") if text[-len(tail) - 1].isdigit() else tail
+    head = set_cell_size(text, max(0, width - 1 - cell_len(tail))).rstrip()
+    head = head.rstrip("0123456789") if text[len(head)].isdigit() else head
+    return _LEFT_OUT.sub("…", f"{head}…{tail}")
+
+
+def one_line(text: str) -> str:
+    r"""A text whose line breaks, and all that steers a terminal, are shown and do nothing.
+
+    >>> one_line("two\nlines")
+    'two␊lines'
+    """
+    return _BREAKING.sub(_picture, text)
+
+
+def listed(rows: Iterable[tuple[str, str]]) -> RenderableType:
+    """Names, never cut, and what there is to say of each: beside it, or below it where that is narrow."""
+    return Fitted(partial(_listed, tuple(rows)))
+
+
+def _listed(rows: Sequence[tuple[str, str]], width: int) -> RenderableType:
+    if max((cell_len(name) for name, _ in rows), default=0) > width // 2:
+        return Group(*(Group(name, Padding(Text(words), (0, 0, 0, 2))) for name, words in rows))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    for name, words in rows:
+        table.add_row(name, Text(words))
+    return table
+
+
+def progress_bar(terminal: Console, words: int) -> BarColumn:
+    """A bar that leaves so many columns to the words beside it."""
+    return BarColumn(max(1, min(_LONGEST_BAR, terminal.width - words)))
+
+
+def bullets(sentences: Iterable[str]) -> RenderableType:
+    """Sentences as a list."""
+    table = Table.grid(padding=(0, 1))
+    for sentence in sentences:
+        table.add_row("-", Text(one_line(sentence)))
+    return table if table.rows else Group()
 
 
 def lines(items: Sequence[str], most: int = 4) -> str:

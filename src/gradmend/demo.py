@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from gradmend.data import Data, load
 from gradmend.diagnosis import diagnose
@@ -28,8 +29,7 @@ def run(console: Console, *, data: str, depth: int, activation: str, init: str, 
     console.rule("1. A network as most people would write it")
     console.print(
         f"{depth} hidden layers of 64 {activation} units, {init} initialization, SGD with learning rate 0.1, "
-        f"cross-entropy, on {len(rows.x)} {rows.name} samples.",
-        highlight=False,
+        f"cross-entropy, on {len(rows.x)} {rows.name} samples."
     )
     before = _accuracy(console, made.setup, rows, seed)
     console.rule("2. gradmend check")
@@ -40,8 +40,8 @@ def run(console: Console, *, data: str, depth: int, activation: str, init: str, 
     if diagnosis.healthy:
         return True
     console.rule("3. gradmend mend")
-    with console.status("measuring") as status:
-        treatment = mend(made.setup, batches, Budget(), status.update)
+    with console.status("measuring", spinner="line") as status:
+        treatment = mend(made.setup, batches, Budget(), lambda text: status.update(Text(text)))
     console.print(treatment)
     if not treatment.mended:
         return False

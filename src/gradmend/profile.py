@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from gradmend.anatomy import INPUT, Anatomy
-from gradmend.console import Printable, bar, number, plain_data
+from gradmend.console import BLUE, Fitted, Printable, bar, number, one_line, plain_data, shortened
 from gradmend.disturbance import Disturbance
 from gradmend.expected import expect
 from gradmend.readings import (
@@ -27,8 +29,16 @@ from gradmend.readings import (
 )
 from gradmend.regime import Regime
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from gradmend.portrait import Portrait
+
 ROWS = 20
 """A picture of more sites than this shows some of them, evenly spaced."""
+
+_BAR, _LEAST_BAR, _NAME, _GAP = 30, 16, 18, 2
+"""Columns of a terminal: of a bar, at most and at least; of a name before more numbers; between two."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,23 @@ class Profile(Printable):
     def _prediction(self) -> tuple[dict[int, Expected], str | None]:
         return expect(self.anatomy, self.sites, self.inputs, self.parameters)
 
+    def figures(self, dark: bool = False) -> dict[str, Figure]:
+        """The pictures that there are, by their names, the most telling first.
+
+        Args:
+            dark: for a dark background.
+        """
+        from gradmend.portrait import portraits
+
+        return portraits({"": self.portrait}, dark=dark)
+
+    @property
+    def portrait(self) -> Portrait:
+        """What pictures show of it."""
+        from gradmend.portrait import Portrait
+
+        return Portrait(self.anatomy, self.sites, self.parameters, self.inputs, self.expected, self.repeated)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""
         measured: dict[str, Any] = plain_data(self)
@@ -117,27 +144,71 @@ class Profile(Printable):
 
 
 def depth_picture(profile: Profile) -> RenderableType:
-    """Per weighted site: the gradient's norm as a logarithmic bar, with the predicted one marked."""
+    """Per weighted site: the gradient's norm as a logarithmic bar, with the predicted one marked.
+
+    Where no gradient is known, as in a step that is not finite, the signal's rms stands for it.
+    """
+    return Fitted(partial(_depth_picture, profile))
+
+
+def _depth_picture(profile: Profile, width: int) -> RenderableType:
     readings = [r for r in profile.weighted() if r.gradient_norm is not None] or list(profile.sites)
     shown = _thinned(readings)
-    logs = [_log10(r.gradient_norm) for r in shown]
-    expected = [profile.expected.get(r.site.index) for r in shown]
-    predicted = [_log10(e.gradient_norm) if e else math.nan for e in expected]
+    logs, predicted, quantity = _logarithms(profile, shown)
+    names = [one_line(reading.site.name) for reading in shown]
+    columns = {
+        "measured": [_fixed(log) for log in logs],
+        "◆ predicted": [_fixed(guess) for guess in predicted],
+        "rms": [number(reading.rms) for reading in shown],
+        "cosine": [number(reading.cosine) for reading in shown],
+    }
+    known = {
+        heading: cells for heading, cells in columns.items() if heading != quantity and {*cells} != {"-"}
+    }
+    kept, room, bar_room = _fitting(names, known, width)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("layer", f"log10 {quantity}"):
+        table.add_column(heading, no_wrap=True)
+    for heading in kept:
+        table.add_column(heading, justify="right", no_wrap=True)
+    bars = [Text(drawn, style=BLUE) for drawn in _bars(logs, predicted, bar_room)]
+    for name, *cells in zip(names, bars, *kept.values(), strict=True):
+        table.add_row(Text(shortened(name, room)), *cells)
+    return Group(table, *(Text(note, style="dim") for note in _notes(profile, len(shown), len(readings))))
+
+
+def _logarithms(profile: Profile, shown: Sequence[Reading]) -> tuple[list[float], list[float], str]:
+    """What is drawn of each site, what theory predicts of it, and its name."""
+    logs = [_log10(reading.gradient_norm) for reading in shown]
+    if any(map(math.isfinite, logs)):
+        expected = [profile.expected.get(reading.site.index) for reading in shown]
+        return logs, [_log10(e.gradient_norm) if e else math.nan for e in expected], "|gradient|"
+    return [_log10(reading.rms) for reading in shown], [math.nan] * len(shown), "rms"
+
+
+def _fitting(
+    names: Sequence[str], columns: Mapping[str, Sequence[str]], width: int
+) -> tuple[dict[str, Sequence[str]], int, int]:
+    """The first columns, as many as leave room for names and bars, and how wide these are then."""
+    longest = max(map(cell_len, ("layer", *names)))
+    wide = [_GAP + max(map(len, (heading, *cells))) for heading, cells in columns.items()]
+    least = min(longest, _NAME) + _GAP + _LEAST_BAR
+    most = next((n for n in range(len(wide), 1, -1) if width - sum(wide[:n]) >= least), 1)
+    room = width - sum(wide[:most]) - _GAP
+    name = min(longest, max(room - _LEAST_BAR, len("layer")))
+    return dict(islice(columns.items(), most)), name, max(1, min(_BAR, room - name))
+
+
+def _bars(logs: Sequence[float], predicted: Sequence[float], width: int) -> list[str]:
     finite = [v for v in (*logs, *predicted) if math.isfinite(v)] or [0.0]
     low, high = min(finite) - 0.5, max(max(finite), min(finite) + 1.0)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("layer", no_wrap=True, max_width=18)
-    table.add_column("log10 |gradient|" + ("   ◆ predicted" if _any(predicted) else ""), no_wrap=True)
-    for heading in ("measured", "predicted", "rms", "cosine"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for reading, log, guess in zip(shown, logs, predicted, strict=True):
-        picture = _mark(bar(log, low, high, width=30), guess, low, high)
-        cells = (_fixed(log), _fixed(guess), number(reading.rms), number(reading.cosine))
-        table.add_row(Text(reading.site.name), Text(picture, style="cyan"), *cells)
-    notes = [] if len(shown) == len(readings) else [f"{len(shown)} of {len(readings)} layers shown."]
-    if profile.unpredictable:
-        notes.append(f"Not predicted: {profile.unpredictable}.")
-    return Group(table, *(Text(note, style="dim") for note in notes))
+    drawn = [bar(log, low, high, width) for log in logs]
+    return [_mark(picture, guess, low, high) for picture, guess in zip(drawn, predicted, strict=True)]
+
+
+def _notes(profile: Profile, shown: int, all_: int) -> list[str]:
+    few = [f"{shown} of {all_} layers shown."] if shown < all_ else []
+    return [*few, f"Not predicted: {profile.unpredictable}."] if profile.unpredictable else few
 
 
 def _thinned(readings: Sequence[Reading]) -> list[Reading]:
@@ -152,10 +223,6 @@ def _log10(value: float | None) -> float:
 
 def _fixed(value: float) -> str:
     return f"{value:.1f}" if math.isfinite(value) else "-"
-
-
-def _any(values: Sequence[float]) -> bool:
-    return any(math.isfinite(v) for v in values)
 
 
 def _mark(picture: str, value: float, low: float, high: float) -> str:

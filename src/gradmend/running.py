@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from gradmend.errors import TargetError, suggest
+from gradmend.language import LANGUAGES, translated
 
 AS_TYPED = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 """What follows the script is the script's."""
@@ -30,6 +31,10 @@ def run(
     treat: Annotated[
         bool, typer.Option("--treat", help="Act on findings that can be treated while it runs, and say so.")
     ] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with pictures at its end: out.html.")
+    ] = None,
+    lang: Annotated[str, typer.Option(help=f"Of the page: {' or '.join(LANGUAGES)}.")] = "en",
 ) -> None:
     """Run a training script as it is and watch it: findings as they appear, and a summary, on stderr.
 
@@ -38,10 +43,22 @@ def run(
     if not module and not Path(script).exists():
         near = [str(path) for path in sorted(Path(script).parent.glob("*.py"))]
         raise TargetError(f"There is no file {script!r}. {suggest(script, near)}")
-    start(["-m", script] if module else [script], arguments or [], journal, treat)
+    translated("", lang)  # complains of a language that there is not
+    if report is not None:
+        from gradmend.report.files import place
+
+        place(report)
+    start(["-m", script] if module else [script], arguments or [], journal, treat, report, lang)
 
 
-def start(script: list[str], arguments: list[str], journal: Path | None, treat: bool = False) -> NoReturn:
+def start(
+    script: list[str],
+    arguments: list[str],
+    journal: Path | None,
+    treat: bool = False,
+    report: Path | None = None,
+    lang: str = "en",
+) -> NoReturn:
     """Become a Python that runs the script and watches it.
 
     Args:
@@ -49,6 +66,8 @@ def start(script: list[str], arguments: list[str], journal: Path | None, treat: 
         arguments: of the script.
         journal: to record to.
         treat: whether to act on what is found.
+        report: where to write a page at the end.
+        lang: of the page.
     """
     command = [sys.executable, *script, *arguments]
     original = os.environ.get("PYTHONPATH", "")
@@ -58,6 +77,8 @@ def start(script: list[str], arguments: list[str], journal: Path | None, treat: 
         "GRADMEND_COMMAND": join(["python", *command[1:]]),
         "GRADMEND_JOURNAL": "" if journal is None else str(journal.absolute()),
         "GRADMEND_TREAT": "1" if treat else "",
+        "GRADMEND_REPORT": "" if report is None else str(report.absolute()),
+        "GRADMEND_LANG": lang,
     }
     sys.stdout.flush()
     os.execve(sys.executable, command, {**os.environ, **told})

@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
+from rich.console import RenderableType
 
+from gradmend.console import listed
 from gradmend.data import Data
 from gradmend.setup import Setup
 from gradmend.study.design import Study
@@ -24,11 +24,8 @@ class Shipped:
     def __init__(self) -> None:
         self.studies = [load_study(name) for name in shipped()]
 
-    def __rich__(self) -> Table:
-        table = Table.grid(padding=(0, 2))
-        for study in self.studies:
-            table.add_row(Text(study.name, no_wrap=True), Text(study.question))
-        return table
+    def __rich__(self) -> RenderableType:
+        return listed((study.name, study.question) for study in self.studies)
 
     def to_dict(self) -> dict[str, Any]:
         """Their definitions."""

@@ -10,10 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
-from gradmend.console import lines, number
+from gradmend.console import GREEN, RED, Terminal, lines, number, one_line
 from gradmend.diagnosis import Severity
 from gradmend.watch import Watch
 
@@ -28,15 +27,13 @@ def say(text: str) -> None:
 
 def sum_up(watches: Mapping[str, Watch]) -> None:
     """Say on standard error what became of each model."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    terminal = Terminal(stderr=True, soft_wrap=True)
     stepped = {name: watch for name, watch in watches.items() if watch.step or watch.findings}
-    with console.capture() as said:  # rich itself ends the process where stderr is closed
+    with terminal.capture() as said:  # rich itself ends the process where stderr is closed
         for name, watch in stepped.items():
-            console.print(_summary(name, watch))
+            terminal.print(_summary(name, watch))
         if not stepped:
-            console.print(
-                "gradmend: no optimizer of torch made a step, so nothing was watched.", markup=False
-            )
+            terminal.print("gradmend: no optimizer of torch made a step, so nothing was watched.")
     say(said.get())
 
 
@@ -46,9 +43,9 @@ def _summary(name: str, watch: Watch) -> Text:
     lasting = [notice.finding.cause.title for notice in found if notice.ended is None]
     passed = [notice.finding.cause.title for notice in found if notice.ended is not None]
     text = Text.assemble(
-        (f"gradmend: {name}", "bold"), f", {watch.step} steps, last loss {_loss(watch.loss)}: "
+        (f"gradmend: {one_line(name)}", "bold"), f", {watch.step} steps, last loss {_loss(watch.loss)}: "
     )
-    text.append(lines(lasting) if lasting else "nothing found", "bold red" if lasting else "bold green")
+    text.append(lines(lasting) if lasting else "nothing found", f"bold {RED if lasting else GREEN}")
     text.append(f" (passed: {lines(passed)})" if passed else "")
     return text.append(f", {len(watch.acts)} treatments" if watch.acts else "")
 

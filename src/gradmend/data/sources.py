@@ -136,7 +136,7 @@ def _fetch(name: str) -> tuple[Tensor, Tensor]:
     """All 70,000 images [70000, 784] and labels; scikit-learn keeps them in its data folder."""
     from sklearn.datasets import fetch_openml
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn("line"), TextColumn("{task.description}"), TimeElapsedColumn())
     console = Console(stderr=True)
     try:
         with warnings.catch_warnings(), Progress(*columns, console=console, transient=True) as progress:

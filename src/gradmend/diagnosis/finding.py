@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
 from gradmend.causes import Cause
-from gradmend.console import Printable, lines, number, plain_data
+from gradmend.console import (
+    GREEN,
+    ORANGE,
+    RED,
+    Fitted,
+    Printable,
+    lines,
+    number,
+    one_line,
+    plain_data,
+    shortened,
+)
 from gradmend.diagnosis.prognosis import Prognosis
 from gradmend.profile import Profile, depth_picture
 from gradmend.readings import Reading
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from gradmend.pictures.depth import Mark
 
 
 class Severity(IntEnum):
@@ -30,7 +47,8 @@ class Severity(IntEnum):
 _HARDLY = 0.1
 """A probability to train that is less than this goes into the verdict."""
 
-_STYLES = {Severity.NOTE: "dim", Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
+_STYLES = {Severity.NOTE: "dim", Severity.WARNING: ORANGE, Severity.ERROR: f"bold {RED}"}
+_INDENT, _MOST = 8, 4
 
 
 @dataclass(frozen=True)
@@ -60,22 +78,25 @@ class Finding(Printable):
     evidence: tuple[str, ...] = ()
 
     def __rich__(self) -> RenderableType:
+        return Fitted(self._lines)
+
+    def _lines(self, width: int) -> RenderableType:
         head = Text.assemble(
-            (f"{self.severity.name.lower():8}", _STYLES[self.severity]),
-            (self.cause.title, "bold"),
-            no_wrap=True,
-            overflow="ellipsis",
+            (f"{self.severity.name.lower():{_INDENT}}", _STYLES[self.severity]), (self.cause.title, "bold")
         )
-        if self.sites:
-            head.append(f"  at {lines(self.sites)}")
-        details = [self.sentence]
+        places = _fitting(self.sites, width - head.cell_len - len("  at "))
+        head.append(f"  at {places}" if places else "")
+        below = [shortened(name, width - _INDENT - 1) for name in self.sites if not places]
+        details = [f"at {lines(below, 1)}"] if below else []
+        details.append(one_line(self.sentence))
         if self.measured is not None:
             against = f", expected {number(self.expected)}" if self.expected is not None else ""
-            details.append(f"measured {number(self.measured)}{against} ({self.unit})")
-        details.extend(self.evidence)
+            unit = f" ({self.unit})" if self.unit else ""
+            details.append(f"measured {number(self.measured)}{against}{unit}")
+        details.extend(map(one_line, self.evidence))
         if self.where:
-            details.append(lines([_short(line) for line in self.where]))
-        return Group(head, *(Padding(Text(detail), (0, 0, 0, 8)) for detail in details))
+            details.append(lines([shortened(_short(line), width - _INDENT - 1) for line in self.where]))
+        return Group(head, *(Padding(Text(detail), (0, 0, 0, _INDENT)) for detail in details))
 
 
 @dataclass(frozen=True)
@@ -116,12 +137,31 @@ class Diagnosis(Printable):
         return self.prognosis is not None and self.prognosis.probability < _HARDLY
 
     def __rich__(self) -> RenderableType:
-        good = "bold yellow" if self.doubtful else "bold green"
-        verdict = Text(self.verdict, style=good if self.healthy else "bold red")
+        colour = (ORANGE if self.doubtful else GREEN) if self.healthy else RED
+        verdict = Text(self.verdict, style=f"bold {colour}")
         notes = [] if self.prognosis is None else [Text(self.prognosis.sentence)]
         if (tried := self.profile.tried) is not None:
             notes.append(Text(f"A step takes long: steps were tried on {tried} samples of each batch."))
-        return Group(depth_picture(self.profile), Text(), *self.findings, Text(), *notes, verdict)
+        found: list[RenderableType] = [Text(), *self.findings] if self.findings else []
+        return Group(depth_picture(self.profile), *found, Text(), *notes, verdict)
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """The findings that have a place in the network, for pictures of it."""
+        from gradmend.pictures.depth import Mark
+
+        placed = [finding for finding in self.findings if finding.sites]
+        return tuple(Mark(f.cause.title, f.severity.name.lower(), frozenset(f.sites)) for f in placed)
+
+    def figures(self, dark: bool = False) -> dict[str, Figure]:
+        """The pictures that there are, by their names, the most telling first.
+
+        Args:
+            dark: for a dark background.
+        """
+        from gradmend.portrait import portraits
+
+        return portraits({"": self.profile.portrait}, self.marks, dark)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""
@@ -137,6 +177,12 @@ class Diagnosis(Printable):
 def where(readings: Iterable[Reading]) -> tuple[str, ...]:
     """The lines of the user's code that made these sites, each once."""
     return tuple(dict.fromkeys(r.site.line for r in readings if r.site.line))
+
+
+def _fitting(names: Sequence[str], width: int) -> str:
+    """As many names as there is room for, and how many more there are; "" where there is none for one."""
+    told = (lines([one_line(name) for name in names], most) for most in range(_MOST, 0, -1))
+    return next((text for text in told if cell_len(text) <= width), "")
 
 
 def _short(line: str) -> str:

@@ -29,10 +29,9 @@ from importlib.resources import files
 from typing import Any, Final
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from gradmend.console import Printable, number, plain_data
+from gradmend.console import GREEN, RED, PlainTable, Printable, number, plain_data
 from gradmend.profile import Profile
 from gradmend.readout import lower
 from gradmend.response import Outlook
@@ -98,12 +97,12 @@ class Prognosis(Printable):
         return {"probability": self.probability, "log_odds": self.log_odds, **plain_data(self)}
 
     def __rich__(self) -> RenderableType:
-        table = Table(box=None, pad_edge=False, header_style="bold")
+        table = PlainTable()
         for heading in ("log-odds", "measured"):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("of what")
         for reason in self.reasons:
-            style = "green" if reason.log_odds > 0 else "red"
+            style = GREEN if reason.log_odds > 0 else RED
             table.add_row(Text(f"{reason.log_odds:+.2f}", style), number(reason.value, 2), reason.name)
         return Group(
             Text(self.sentence, "bold"), table, Text(f"{self.base:+.2f} for an average setup", "dim")

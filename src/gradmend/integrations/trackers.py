@@ -1,7 +1,8 @@
 """Trackers: journals that write what a watch reads to TensorBoard, W&B or MLflow.
 
 Names are the same in all: `loss`, `gradient norm`, `learning rate`; `layers rms/encoder.0` for a statistic of
-a layer; findings and notes as text. What is not known is left out; infinite and undefined losses are written.
+a layer; findings, acts and notes as text. What is not known is left out; infinite and undefined losses are
+written.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class _Tracker(ABC):
         self._prefix = prefix
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Take one record of a watch: `step`, `reading`, `finding` or `note`."""
+        """Take one record of a watch: `step`, `reading`, `finding`, `act` or `note`."""
         if kind in ("step", "reading"):
             numbers = _of_step(values) if kind == "step" else _of_reading(values)
             if numbers:

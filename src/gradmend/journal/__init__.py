@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from gradmend.journal.file import JournalError, number, select
 from gradmend.journal.recording import Recording, Sink
+from gradmend.journal.series import Series, read_series
 
-__all__ = ["Journal", "JournalError", "Readings", "Recording", "Sink", "record"]
+__all__ = ["Journal", "JournalError", "Readings", "Recording", "Series", "Sink", "record"]
 
 _ROOM = 64 << 20
 """Bytes that one run may take unless it is said otherwise; older steps are thinned out."""
@@ -81,7 +82,10 @@ class Journal:
         return list(select(self.path, "SELECT * FROM run ORDER BY id"))
 
     def steps(self, run: int) -> dict[str, dict[str, NDArray[Any]]]:
-        """By the name of the model, the arrays `step`, `loss`, `gradient`, `rate`; NaN where not known."""
+        """By the name of the model, the arrays `step`, `loss`, `gradient`, `rate`; NaN where not known.
+
+        And `known`: whether the loss is, as a loss that is known may be NaN.
+        """
         rows = list(select(self.path, "SELECT * FROM step WHERE run = ? ORDER BY model, step", run))
         models = dict.fromkeys(row["model"] for row in rows)
         return {model: _columns([row for row in rows if row["model"] == model]) for model in models}
@@ -98,10 +102,24 @@ class Journal:
             values = np.frombuffer(row["numbers"], "<f4").reshape(len(sites), len(statistics))
             yield Readings(row["model"], row["step"], row["kind"], sites, statistics, values)
 
+    def series(self, run: int) -> list[Series]:
+        """The same tables, those of one model, kind and layout together."""
+        return list(read_series(self.path, run))
+
     def findings(self, run: int) -> list[dict[str, Any]]:
         """What was found, in the order in which it began; `ended` is None of what lasted to the end."""
         found = select(self.path, "SELECT * FROM finding WHERE run = ? ORDER BY began, id", run)
         return [{name: _plain(name, value) for name, value in row.items()} for row in found]
+
+    def acts(self, run: int) -> list[dict[str, Any]]:
+        """What was done about findings: model, step, cause, text, and a number before and after, of unit."""
+        if not any(select(self.path, "SELECT 1 FROM sqlite_master WHERE name = 'act'")):
+            return []  # a journal of before there were acts
+        query = "SELECT model, step, cause, text, before, after, unit FROM act WHERE run = ? ORDER BY id"
+        return [
+            {name: _plain(name, value) for name, value in row.items()}
+            for row in select(self.path, query, run)
+        ]
 
     def notes(self, run: int) -> list[dict[str, Any]]:
         """What the watches had to say of themselves."""
@@ -117,10 +135,11 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, NDArray[Any]]:
     numbers = {
         name: np.array([row[name] for row in rows], np.float64) for name in ("loss", "gradient", "rate")
     }
-    return {"step": np.array([row["step"] for row in rows], np.int64), **numbers}
+    known = np.array([row["loss"] is not None for row in rows], np.bool_)
+    return {"step": np.array([row["step"] for row in rows], np.int64), **numbers, "known": known}
 
 
 def _plain(name: str, value: Any) -> Any:
     if name in ("sites", "lines", "evidence"):
         return json.loads(value)
-    return number(value) if name in ("measured", "expected") else value
+    return number(value) if name in ("measured", "expected", "before", "after") else value

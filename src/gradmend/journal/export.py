@@ -23,12 +23,15 @@ TABLES: dict[str, tuple[str, ...]] = {
         *("run", "model", "cause", "severity", "sentence", "measured", "expected", "unit"),
         *("sites", "lines", "evidence", "began", "ended"),
     ),
+    "acts": ("run", "model", "step", "cause", "text", "before", "after", "unit"),
     "notes": ("run", "model", "step", "text"),
 }
 """The files and their columns. Lists are JSON, times Unix time, what is not known is empty."""
 
 _COUNTS = {"run", "step", "lost", "began"}
-_NUMBERS = {"started", "ended", "loss", "gradient", "rate", "value", "measured", "expected"}
+_NUMBERS = {
+    *("started", "ended", "loss", "gradient", "rate", "value", "measured", "expected", "before", "after")
+}
 _AT_ONCE = 50_000
 
 
@@ -53,7 +56,7 @@ def export(journal: Journal, folder: Path, kind: str = "csv") -> list[Path]:
         ...     journal = Journal(Path(folder) / "run.gradmend")
         ...     journal.run("first").close()
         ...     [file.name for file in export(journal, Path(folder) / "out")]
-        ['runs.csv', 'steps.csv', 'readings.csv', 'findings.csv', 'notes.csv']
+        ['runs.csv', 'steps.csv', 'readings.csv', 'findings.csv', 'acts.csv', 'notes.csv']
     """
     writers = {"csv": _csv, "parquet": _parquet}
     if kind not in writers:
@@ -93,6 +96,10 @@ def _findings(journal: Journal) -> Iterator[Row]:
             yield {**finding, **lists}
 
 
+def _acts(journal: Journal) -> Iterator[Row]:
+    return ({**act, "run": run["id"]} for run in journal.runs() for act in journal.acts(run["id"]))
+
+
 def _notes(journal: Journal) -> Iterator[Row]:
     return ({**note, "run": run["id"]} for run in journal.runs() for note in journal.notes(run["id"]))
 
@@ -102,6 +109,7 @@ _ROWS: dict[str, Callable[[Journal], Iterator[Row]]] = {
     "steps": _steps,
     "readings": _readings,
     "findings": _findings,
+    "acts": _acts,
     "notes": _notes,
 }
 

@@ -21,31 +21,35 @@ WAIT = 2.0
 """Seconds to wait for another process that is writing; one of ours takes milliseconds."""
 
 _TABLES = """
-CREATE TABLE run (
+CREATE TABLE IF NOT EXISTS run (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, command TEXT NOT NULL, started REAL NOT NULL, ended REAL,
     outcome TEXT, python TEXT NOT NULL, torch TEXT, lost INTEGER NOT NULL DEFAULT 0
 );
-CREATE TABLE step (
+CREATE TABLE IF NOT EXISTS step (
     run INTEGER NOT NULL REFERENCES run, model TEXT NOT NULL, step INTEGER NOT NULL,
     loss REAL, gradient REAL, rate REAL, PRIMARY KEY (run, model, step)
 ) WITHOUT ROWID;
-CREATE TABLE layout (
+CREATE TABLE IF NOT EXISTS layout (
     run INTEGER NOT NULL REFERENCES run, id INTEGER NOT NULL, kind TEXT NOT NULL, sites TEXT NOT NULL,
     statistics TEXT NOT NULL, PRIMARY KEY (run, id)
 ) WITHOUT ROWID;
-CREATE TABLE reading (
+CREATE TABLE IF NOT EXISTS reading (
     run INTEGER NOT NULL REFERENCES run, model TEXT NOT NULL, step INTEGER NOT NULL,
     layout INTEGER NOT NULL, numbers BLOB NOT NULL, PRIMARY KEY (run, model, step, layout)
 ) WITHOUT ROWID;
-CREATE TABLE finding (
+CREATE TABLE IF NOT EXISTS finding (
     run INTEGER NOT NULL REFERENCES run, model TEXT NOT NULL, id INTEGER NOT NULL, cause TEXT NOT NULL,
     severity TEXT NOT NULL, sentence TEXT NOT NULL, measured REAL, expected REAL, unit TEXT NOT NULL,
     sites TEXT NOT NULL, lines TEXT NOT NULL, evidence TEXT NOT NULL, began INTEGER NOT NULL, ended INTEGER,
     PRIMARY KEY (run, model, id)
 ) WITHOUT ROWID;
-CREATE TABLE note (
+CREATE TABLE IF NOT EXISTS note (
     id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES run, model TEXT NOT NULL, step INTEGER NOT NULL,
     text TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS act (
+    id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES run, model TEXT NOT NULL, step INTEGER NOT NULL,
+    cause TEXT NOT NULL, text TEXT NOT NULL, before REAL, after REAL, unit TEXT NOT NULL
 );
 """
 """Lists are JSON, numbers of readings little-endian float32. NaN is the text nan, as NULL is not known."""
@@ -175,11 +179,10 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_size_limit = 4194304")
     connection.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing, a power cut the end
     connection.execute("BEGIN IMMEDIATE")
-    if _is_empty(connection):
-        for statement in _TABLES.split(";"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-        connection.execute(f"PRAGMA user_version = {VERSION}")
+    for statement in _TABLES.split(";"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")
 
 

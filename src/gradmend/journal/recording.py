@@ -23,6 +23,7 @@ _STEP = "INSERT OR REPLACE INTO step VALUES (?, ?, ?, ?, ?, ?)"
 _LAYOUT = "INSERT INTO layout VALUES (?, ?, ?, ?, ?)"
 _READING = "INSERT OR REPLACE INTO reading VALUES (?, ?, ?, ?, ?)"
 _FINDING = "INSERT OR REPLACE INTO finding VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ACT = "INSERT INTO act (run, model, step, cause, text, before, after, unit) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _NOTE = "INSERT INTO note (run, model, step, text) VALUES (?, ?, ?, ?)"
 
 
@@ -40,6 +41,7 @@ class Recording:
     """
 
     def __init__(self, path: Path, name: str, command: str, room: int) -> None:
+        self.path = path
         connection = open_to_write(path)
         try:
             with explained(path):
@@ -74,6 +76,12 @@ class Recording:
         lists = (json.dumps(values[name]) for name in ("sites", "where", "evidence"))
         span = (values["began"], values["ended"])
         self._writer.add(_FINDING, (self.run, model, values["id"], *text, *numbers, *lists, *span), keep=True)
+
+    def act(self, model: str, step: int, values: Mapping[str, Any]) -> None:
+        """Take what was done about a finding: `cause`, `text`, `before`, `after`, `unit`."""
+        numbers = (stored(values["before"]), stored(values["after"]), values["unit"])
+        row = (self.run, model, step, values["cause"], values["text"], *numbers)
+        self._writer.add(_ACT, row, keep=True)
 
     def note(self, model: str, step: int, text: str) -> None:
         """Take what a watch has to say of itself."""
@@ -115,7 +123,7 @@ class Sink:
         """Take one row.
 
         Args:
-            kind: `step`, `reading`, `finding` or `note`.
+            kind: `step`, `reading`, `finding`, `act` or `note`.
             step: of the optimizer.
             values: of the row by name, as the method of the recording of that name takes them.
 
@@ -128,10 +136,12 @@ class Sink:
             self.recording.reading(self.model, step, values)
         elif kind == "finding":
             self.recording.finding(self.model, values)
+        elif kind == "act":
+            self.recording.act(self.model, step, values)
         elif kind == "note":
             self.recording.note(self.model, step, values["text"])
         else:
-            raise ValueError(f"A journal takes step, reading, finding and note, not {kind!r}.")
+            raise ValueError(f"A journal takes step, reading, finding, act and note, not {kind!r}.")
 
     def close(self) -> None:
         """End the whole recording."""

@@ -14,7 +14,7 @@ _SHARE_OF_STEPS = 4
 def thin(connection: sqlite3.Connection, run: int, room: int) -> None:
     """Thin out the old steps of a run, model by model, until its rows take no more than `room` bytes, about.
 
-    Findings and notes stay, as there are few.
+    Findings, acts and notes stay, as there are few.
     """
     named = "SELECT model FROM step WHERE run = ?1 UNION SELECT model FROM reading WHERE run = ?1"
     models = connection.execute(named, (run,)).fetchall()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import textwrap
 from collections.abc import Sequence
+from itertools import groupby
 
 from gradmend.layers import definitions
 from gradmend.remedies.base import SEED, Change
@@ -13,6 +13,7 @@ from gradmend.surgery import Edit
 
 _DRAWS = re.compile(r"\b(set_weight|gated)\(|\bnn\.(Linear|Conv|GRU|LSTM|RNN)\w*\(|orthogonal")
 _MADE = re.compile(r"^optimizer = ", re.M)
+_WORD = re.compile(r"[\w.]+")
 _YOURS = "# here your own optimizer is made: optimizer = ...(model.parameters(), ...)"
 
 
@@ -62,14 +63,17 @@ def _seeded(text: str) -> str:
 
 
 def _loops(edits: Sequence[Edit]) -> str:
-    """The code of the edits; runs of edits that differ only in their place become one loop."""
-    templates = [
-        (edit.code.replace(f'"{edit.where}"', "name") if edit.where else edit.code) for edit in edits
-    ]
+    """The code of the edits; runs of places at which the same is done become one loop."""
+    places = [(where, "\n".join(edit.code for edit in at)) for where, at in groupby(edits, lambda e: e.where)]
     parts = []
-    for template, run in itertools.groupby(zip(templates, edits, strict=True), key=lambda pair: pair[0]):
-        group = [edit for _, edit in run]
-        names = textwrap.fill(" ".join(edit.where for edit in group), 88, break_long_words=False)
+    for template, run in groupby(places, lambda place: _template(*place)):
+        held = list(run)
+        names = textwrap.fill(" ".join(where for where, _ in held), 88, break_long_words=False)
         loop = f'for name in """\\\n{names}\n""".split():\n{textwrap.indent(template, "    ")}'
-        parts += [loop] if len(group) > 1 and group[0].where else [edit.code for edit in group]
+        looped = len(held) > 1 and all(_WORD.fullmatch(where) for where, _ in held)
+        parts += [loop] if looped else [text for _, text in held]
     return "\n".join(parts)
+
+
+def _template(where: str, text: str) -> str:
+    return text.replace(f'"{where}"', "name") if where else text

@@ -39,8 +39,12 @@ def _link(card: Card) -> str:
 
 
 def _entry(card: Card) -> str:
-    text = "\n".join(f"- **{key}:** {_linked(value)}" for key, value in card.rows)
+    text = "\n".join(f"- **{key}:** {_said(card, key, value)}" for key, value in card.rows)
     return "\n\n".join(part for part in (f"### {card.name}", card.what, card.about, text) if part)
+
+
+def _said(card: Card, key: str, value: str) -> str:
+    return ", ".join(f"`{call}`" for call in card.usual) if key == "Tried as" else _linked(value)
 
 
 def _linked(text: str) -> str:

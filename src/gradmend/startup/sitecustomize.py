@@ -40,7 +40,7 @@ class _Torch(MetaPathFinder):
 
 def _attach() -> None:
     try:
-        importlib.import_module("gradmend.attach").attach(_journal, _command, _treat)
+        importlib.import_module("gradmend.attach").attach(_journal, _command, _treat, _report, _lang)
     except Exception as error:
         sys.stderr.write(f"gradmend: cannot watch this training: {type(error).__name__}: {error}\n")
 
@@ -66,6 +66,7 @@ def _give_way() -> None:
 if "GRADMEND_COMMAND" in os.environ:
     _command, _journal = os.environ.pop("GRADMEND_COMMAND"), os.environ.pop("GRADMEND_JOURNAL")
     _treat = bool(os.environ.pop("GRADMEND_TREAT"))
+    _report, _lang = os.environ.pop("GRADMEND_REPORT"), os.environ.pop("GRADMEND_LANG")
     _restore_environment(os.environ.pop("GRADMEND_PYTHONPATH"))
     sys.meta_path.insert(0, _Torch())
     _give_way()

@@ -14,15 +14,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradmend.console import Printable, lines, plain_data
+from gradmend.console import Printable, bullets, lines, plain_data
 from gradmend.errors import SetupError, suggest
+from gradmend.look import Look
+from gradmend.report.page import Page, render
 from gradmend.study import figures, report, wording
 from gradmend.study.advice import Recommendation, joined, recommend
 from gradmend.study.effects import LEAST_SEEDS, Effect, Interaction, effects, interactions
 from gradmend.study.grid import SHARES, TASK, Grid, Labels, tabulate
-from gradmend.study.look import Look
 from gradmend.study.outcome import DIVERGED, DONE, FAILED, MEASURES, NOT_APPLICABLE, STATUSES, Outcome
-from gradmend.study.page import COSTS, page, task_figures
+from gradmend.study.page import COSTS, MOST_ROWS, Shown, task_figures
 from gradmend.study.ranking import Place, Point, pareto, ranking
 
 SIDES = ("test_accuracy", "gap", "steps_to_target", "step_seconds", "parameters", "memory", "gradient_ratio")
@@ -99,8 +100,12 @@ class Results(Printable):
     @cached_property
     def recommendation(self) -> Recommendation:
         """What to do on this task, with the evidence; of several tasks on each."""
-        found = {label: recommend(part, self.measure) for label, part in self.grid.tasks.items()}
+        found = self._recommended
         return found[""] if "" in found else joined(found)
+
+    @cached_property
+    def _recommended(self) -> dict[str, Recommendation]:
+        return {label: recommend(part, self.measure) for label, part in self.grid.tasks.items()}
 
     @cached_property
     def sides(self) -> tuple[tuple[Effect, ...], ...]:
@@ -155,74 +160,91 @@ class Results(Printable):
         return [f"{words}: {why}" for words, why in told]
 
     def figures(self, dark: bool = False) -> dict[str, Figure]:
-        """All pictures that these outcomes give, by name.
+        """All pictures that these outcomes give, by name, the ranking first.
 
         Args:
             dark: for a dark background.
         """
         look, several = Look(dark), len(self.grid.tasks) > 1
         drawn: dict[str, Figure] = {}
+        for task, part in self.grid.tasks.items():
+            own = task_figures(part, self.measure, self.predicted, look)
+            drawn |= {f"{name} on {task}" if several else name: figure for name, figure in own.items()}
         if self.effects:
             drawn["effects"] = figures.forest(self.effects, self.measure, look)
         if self.interactions:
             drawn["interactions"] = figures.matrix(self.interactions, self.measure, look)
-        for task, part in self.grid.tasks.items():
-            own = task_figures(part, self.measure, self.predicted, look)
-            drawn |= {f"{name} on {task}" if several else name: figure for name, figure in own.items()}
         return drawn
 
-    def plot(self, name: str = "ranking", dark: bool = False) -> Figure:
-        """One of the `figures`.
-
-        Args:
-            name: of the picture.
-            dark: for a dark background.
-
-        Raises:
-            SetupError: if there is no such picture of these outcomes.
-        """
-        known = self.figures(dark)
-        if name not in known:
-            raise SetupError(f"There is no picture {name!r} of these results. {suggest(name, known)}")
-        return known[name]
-
     def __rich__(self) -> RenderableType:
-        return Group(*self._head(), Text(), *report.advice(self.recommendation), *self._tables())
+        return Group(*self._head(), Text(), *report.advice(self.recommendation), *self._below())
 
     def _head(self) -> list[Text]:
         title = Text.assemble((self.name, "bold"), f": {self.question}" if self.question else "")
+        return [title, Text(self.size)]
+
+    @property
+    def size(self) -> str:
+        """How many arms, seeds and trials, and what became of them."""
+        if not self.outcomes:
+            return "No trials yet."
         counts = Counter(outcome.status for outcome in self.outcomes)
         told = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-        size = (
-            f"{len(self.grid.arms)} arms, {wording.seeds(len(self.grid.seeds))}, {len(self.outcomes)} trials"
-        )
-        return [title, Text(f"{size}: {told}." if told else "No trials yet.")]
+        arms, seeds = f"{len(self.grid.arms)} arms", wording.seeds(len(self.grid.seeds))
+        return f"{arms}, {seeds}, {len(self.outcomes)} trials: {told}."
 
-    def _tables(self) -> list[RenderableType]:
-        tables = [
-            *self._rankings(),
-            report.effects_table(self.effects, self.measure),
-            report.interactions_table(self.interactions, self.measure),
-            report.pros_and_cons(self.sides),
-            *(report.front_table(points, self.measure, cost) for cost, points in self.pareto.items()),
-        ]
-        told = [part for table in tables if table.rows for part in (Text(), table)]
-        rest = [Text(), *report.bullets(self.left_out)] if self.left_out else []
+    def _below(self) -> list[RenderableType]:
+        told = [part for table in self.tables().values() for part in (Text(), table)]
+        rest: list[RenderableType] = [Text(), bullets(self.left_out)] if self.left_out else []
         return [*told, *rest, Text(), Text(report.LEGEND, style="dim")]
 
-    def _rankings(self) -> list[Table]:
+    def tables(self, most: int = report.MOST_ROWS) -> dict[str, Table]:
+        """All that is known, by names like those of the `figures`, without tables that are empty.
+
+        Args:
+            most: rows of each.
+        """
+        of = self.measure
+        tables = {
+            **self._rankings(most),
+            "effects": report.effects_table(self.effects, of, most),
+            "interactions": report.interactions_table(self.interactions, of, most),
+            "pros and cons": report.pros_and_cons(self.sides, most),
+            **{f"{of} over {c}": report.front_table(held, of, c, most) for c, held in self.pareto.items()},
+        }
+        return {name: table for name, table in tables.items() if table.rows}
+
+    def _rankings(self, most: int) -> dict[str, Table]:
         tasks = list(self.grid.tasks)
         held = {task: [p for p in self.ranking if p.arm.get(TASK) == task or not task] for task in tasks}
-        return [report.ranking_table(places, self.measure, task) for task, places in held.items()]
+        return {
+            f"ranking on {task}" if task else "ranking": report.ranking_table(
+                places, self.measure, task, most
+            )
+            for task, places in held.items()
+        }
 
-    def html(self, dark: bool = False, more: Sequence[Figure] = ()) -> str:
+    def page(self, more: Sequence[Figure] = ()) -> Page:
+        """What a report shows of it.
+
+        Args:
+            more: pictures that come last, such as those of `Study.figures`.
+        """
+        title = f"{self.name}: {self.question}" if self.question else self.name
+        drawn, known = self.figures(), any(each.arm for each in self._recommended.values())
+        told = self.recommendation.evidence
+        parts = Shown(drawn, self.tables(MOST_ROWS), self.size, told, self.left_out, tuple(more))
+        tone = "good" if known else "warning"
+        return Page(title, self.recommendation.sentence, tone, parts.sections())
+
+    def html(self, lang: str = "en", more: Sequence[Figure] = ()) -> str:
         """Text, tables and pictures as one page that needs nothing else.
 
         Args:
-            dark: for a dark background.
-            more: pictures that come last, such as those of `Study.plot`.
+            lang: one of `gradmend.language.LANGUAGES`.
+            more: pictures that come last, such as those of `Study.figures`.
         """
-        return page(self.name, self, [*self.figures(dark).values(), *more], dark)
+        return render(self.page(more), lang)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: numbers, strings, lists; NaN and infinity become None. Curves are left out."""

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float64
 from plotly.graph_objects import Figure, Scatter
 
+from gradmend.look import Look, folded, logarithmic
 from gradmend.study.grid import Grid
-from gradmend.study.look import Look, folded, logarithmic
 from gradmend.study.outcome import DIVERGED, DONE, Outcome
 
 BINS = 100
@@ -59,7 +59,10 @@ def learning(grid: Grid, rows: Sequence[int], look: Look, accuracy: bool = False
     scale = logarithmic(least, top) if least > 0 and not accuracy else {}
     figure.update_xaxes(title="epoch" if accuracy else "optimizer step")
     figure.update_yaxes(title=what + ", %" * accuracy, **scale)
-    look.finish(figure, f"{what}: median over seeds, band from the least to the greatest")
+    title = f"{what}: median over seeds, band from the least to the greatest"
+    look.finish(
+        figure, title, words="The base, and the best of the other arms. A cross: a trial diverged there."
+    )
     figure.update_layout(legend={"y": -0.18, "yanchor": "top", "x": 0.0, "xanchor": "left"}, height=540)
     return figure
 

@@ -220,16 +220,24 @@ class Study(Printable):
 
         return run(self, journal, workers, progress=progress)
 
-    def plot(self, what: str = "outputs", dark: bool = False) -> Figure:
-        """Histograms of every layer of every arm before the first step.
+    def figures(self, dark: bool = False) -> dict[str, Figure]:
+        """Histograms of every layer of every arm before the first step, by what they show.
 
         Args:
-            what: outputs or gradients.
+            dark: for a dark background.
+        """
+        return {what: self.plot(what, dark) for what in ("outputs", "gradients")}
+
+    def plot(self, name: str | None = None, dark: bool = False) -> Figure:
+        """One of the `figures`.
+
+        Args:
+            name: outputs, as by default, or gradients.
             dark: for a dark background.
         """
         from gradmend.study.histograms import histograms
 
-        return histograms(self, what, dark)
+        return histograms(self, name or "outputs", dark)
 
     def definition(self) -> dict[str, Any]:
         """The plan as plain data: what a journal keeps of it."""

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float64
 from plotly.graph_objects import Figure, Heatmap, Scatter
 
+from gradmend.look import Look, folded, logarithmic
 from gradmend.study import wording
 from gradmend.study.effects import Effect, Estimate, Interaction, comparable, judge, mean
 from gradmend.study.grid import RATIOS, Grid
-from gradmend.study.look import Look, error, folded, logarithmic
 from gradmend.study.ranking import Place, Point
 
 MOST_ROWS = 40
@@ -42,7 +42,9 @@ def forest(effects: Sequence[Effect], measure: str, look: Look) -> Figure:
     figure.add_vline(x=1 if measure in RATIOS else 0, line_color=look.ink, line_width=1)
     figure.update_xaxes(_axis(measure, [effect.average for effect in held], change=True))
     _rows(figure, list(rows))
-    return look.finish(figure, f"What each level does to {wording.name(measure)}", len(held))
+    words = "Points are changes averaged over all else that is varied, lines their 95 % intervals over seeds."
+    title = f"What each level does to {wording.name(measure)}"
+    return look.finish(figure, title, len(held), words + _cut(held, effects))
 
 
 def _dots(
@@ -65,6 +67,24 @@ def _dots(
         hovertext=[words(estimate, measure) for estimate in estimates],
         hoverinfo="text",
     )
+
+
+def error(estimates: Sequence[Estimate], factor: float = 1.0) -> dict[str, Any]:
+    """The error bars of a row of estimates; none where there is no interval.
+
+    >>> error([Estimate(2.0, 1.0, 4.0, 5)])["array"]
+    [2.0]
+    """
+    high = [factor * (e.high - e.value) if e.bounded else 0.0 for e in estimates]
+    low = [factor * (e.value - e.low) if e.bounded else 0.0 for e in estimates]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": high,
+        "arrayminus": low,
+        "thickness": 1.8,
+        "width": 4,
+    }
 
 
 def _rows(figure: Figure, words: Sequence[str]) -> None:
@@ -122,7 +142,8 @@ def matrix(interactions: Sequence[Interaction], measure: str, look: Look) -> Fig
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(side="bottom", showgrid=False)
     title = f"Together beyond the sum of both: {_titled(measure, change=True)}"
-    return look.finish(figure, title, max(6, len(down) + 3))
+    words = "In colour: what is shown, blue if better and orange if worse. In brackets: what is not shown."
+    return look.finish(figure, title, max(6, len(down) + 3), words)
 
 
 def _weight(cell: Interaction | None) -> float | None:
@@ -160,7 +181,13 @@ def ladder(places: Sequence[Place], measure: str, look: Look) -> Figure:
         figure.add_trace(_dots(points, measure, words, colour, change=False))
     _rows(figure, [f"{place.label} · {_rank(place)}" for place in held])
     figure.update_xaxes(_axis(measure, [place.mean for place in held]))
-    return look.finish(figure, f"Arms by {wording.name(measure)}, and their ranks", len(held))
+    words = "Points are means over seeds, lines their 95 % intervals. Behind the name: the rank."
+    title = f"Arms by {wording.name(measure)}, and their ranks"
+    return look.finish(figure, title, len(held), words + _cut(held, places))
+
+
+def _cut(held: Sequence[object], known: Sequence[object]) -> str:
+    return f" Drawn are the first {len(held)} of {len(known)}." if len(held) < len(known) else ""
 
 
 def _rank(place: Place) -> str:
@@ -185,7 +212,9 @@ def front(points: Sequence[Point], measure: str, cost: str, look: Look) -> Figur
         figure.add_trace(_cloud(held, measure, cost, words, colour, _apart(held, points) if best else ()))
     figure.update_xaxes(_axis(cost, [point.costs for point in points]))
     figure.update_yaxes(_axis(measure, [point.gives for point in points]))
-    return look.finish(figure, f"{wording.name(measure).capitalize()} over {wording.name(cost)}")
+    title = f"{wording.name(measure).capitalize()} over {wording.name(cost)}"
+    words = "Named: arms that no other beats at the same cost or less. Lines are 95 % intervals over seeds."
+    return look.finish(figure, title, words=words)
 
 
 def _cloud(
@@ -200,12 +229,19 @@ def _cloud(
         error_y=error(gives, up),
         mode="markers+text" if named else "markers",
         text=[folded(point.label) if point in named else "" for point in points],
-        textposition="top right",
+        textposition=_inwards([each.value for each in costs]),
         name=name,
         marker={"color": colour, "size": 9},
         hovertext=[_point(point, measure, cost) for point in points],
         hoverinfo="text",
     )
+
+
+def _inwards(costs: Sequence[float]) -> list[str]:
+    """Names at the right lie to the left of their points, as an axis ends there."""
+    logs = np.log(costs)
+    middle = (logs.min() + logs.max()) / 2 if len(logs) else 0.0
+    return ["top left" if at > middle else "top right" for at in logs.tolist()]
 
 
 def _apart(points: Sequence[Point], around: Sequence[Point]) -> list[Point]:
@@ -244,4 +280,5 @@ def gradients(grid: Grid, look: Look) -> Figure:
     _rows(figure, [grid.label(row) for row in held])
     figure.update_xaxes(_axis(measure, [estimate for _, estimate in points]))
     figure.update_layout(showlegend=False)
-    return look.finish(figure, "First over last gradient at the start", len(held))
+    words = "At 1 the first layer gets as much gradient as the last. Lines are 95 % intervals over seeds."
+    return look.finish(figure, "First over last gradient at the start", len(held), words)

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float64
 from plotly.graph_objects import Figure, Heatmap, Scatter
 
+from gradmend.look import Look
 from gradmend.study import wording
 from gradmend.study.effects import comparable, mean
 from gradmend.study.grid import Grid
-from gradmend.study.look import Look
 
 Means = Float64[np.ndarray, "up across"]
 
@@ -68,7 +68,8 @@ def heatmap(grid: Grid, measure: str, predicted: Sequence[tuple[float, float]], 
         figure.add_trace(_line(predicted, colour, width))
     words_of = " and ".join(factor.replace("_", " ") for factor in reversed(factors))
     drawn = "; line: predicted" if predicted else ""
-    return look.finish(figure, f"{wording.name(measure).capitalize()} over {words_of}{drawn}")
+    told = f"{wording.name(measure).capitalize()} over {words_of}{drawn}"
+    return look.finish(figure, told, words="Each cell is the mean over seeds; the numbers are in the table.")
 
 
 @dataclass(frozen=True)

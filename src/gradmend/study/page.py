@@ -1,22 +1,23 @@
-"""The pictures of a task, and the page that shows all."""
+"""The pictures of a task, and what a page shows of a study."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from plotly.graph_objects import Figure
-from plotly.offline import get_plotlyjs
-from rich.console import Console, RenderableType
-from rich.terminal_theme import DEFAULT_TERMINAL_THEME, MONOKAI
+from rich.table import Table
 
+from gradmend.look import Look
+from gradmend.report import page
+from gradmend.report.page import Part, Section
 from gradmend.study import figures
 from gradmend.study.curves import MOST_ARMS, learning
 from gradmend.study.grid import Grid
 from gradmend.study.heatmap import axes, heatmap
-from gradmend.study.look import Look
+from gradmend.study.outcome import MEASURES
 from gradmend.study.ranking import Place, pareto, ranking
 
 COSTS = ("seconds", "parameters")
@@ -70,25 +71,62 @@ def _gradients(grid: Grid, look: Look) -> dict[str, Figure]:
     return {"gradient ratio": figures.gradients(grid, look)} if known.any() else {}
 
 
-def page(title: str, text: RenderableType, pictures: Iterable[Figure], dark: bool) -> str:
-    """One HTML page that needs nothing else, with plotly's own code in it.
+MOST_ROWS: Final = 200
+"""A table of a page has so many rows."""
+
+_SECTIONS: Final = {
+    "Which is best": ("ranking", "heatmap"),
+    "What each level does": ("effects",),
+    "What two levels do together": ("interactions",),
+    "Pros and cons": ("pros and cons",),
+    "What it costs": tuple(f"{measure} over " for measure in MEASURES),
+    "How they learn": ("loss", "accuracy"),
+    "How they start": ("gradient ratio",),
+}
+_WORDS: Final = {"+": "better", "-": "worse", "·": "not shown"}
+LEGEND: Final = (
+    "In brackets: the 95 % interval over seeds, each for itself. What it does not show is not claimed."
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What there is of a study.
 
     Args:
-        title: of the page.
-        text: that stands above the pictures.
-        pictures: in their order.
-        dark: whether the background is dark.
+        figures: by name.
+        tables: by name, as they print.
+        size: how much was tried.
+        evidence: of the recommendation.
+        left_out: what could not be compared, and why.
+        starts: pictures of the networks before the first step.
     """
-    ink, ground = ("#e0e0e0", "#111111") if dark else ("#202020", "#ffffff")
-    console = Console(record=True, width=100, file=io.StringIO())
-    console.print(text)
-    words = console.export_html(
-        theme=MONOKAI if dark else DEFAULT_TERMINAL_THEME, inline_styles=True, code_format="<pre>{code}</pre>"
-    )
-    drawn = "\n".join(figure.to_html(full_html=False, include_plotlyjs=False) for figure in pictures)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>body{{max-width:860px;margin:2em auto;color:{ink};background:{ground}}}"
-        f"pre{{overflow-x:auto}}</style><script>{get_plotlyjs()}</script></head>"
-        f"<body>{words}\n{drawn}</body></html>\n"
-    )
+
+    figures: Mapping[str, Figure]
+    tables: Mapping[str, Table]
+    size: str
+    evidence: Sequence[str]
+    left_out: Sequence[str]
+    starts: Sequence[Figure]
+
+    def sections(self) -> tuple[Section, ...]:
+        """The recommendation's evidence first, then each picture with its table."""
+        held: dict[str, list[Part]] = {"Why": [self.size, *self.evidence]}
+        for title, names in _SECTIONS.items():
+            drawn = [figure for name, figure in self.figures.items() if name.startswith(names)]
+            told = [_told(table) for name, table in self.tables.items() if name.startswith(names)]
+            held[title] = [*drawn, *told]
+        held["How they start"] += self.starts
+        held["What cannot be told"] = [*self.left_out, LEGEND]
+        return tuple(Section(title, tuple(parts)) for title, parts in held.items() if parts)
+
+
+def _told(table: Table) -> page.Table:
+    """A printed table as one of a page, with words for marks."""
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    told = [
+        [_WORDS.get(cell, cell) for cell in cells] if not c.header else cells
+        for c, cells in zip(table.columns, columns, strict=True)
+    ]
+    headings = tuple(str(column.header) or "verdict" for column in table.columns)
+    return page.Table(headings, tuple(zip(*told, strict=True)), str(table.title or ""))

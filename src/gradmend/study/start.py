@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from gradmend.anatomy import Anatomy, Site
+from gradmend.anatomy import Site
 from gradmend.diagnosis import look
-from gradmend.harmless import undisturbed, untouched
-from gradmend.recorder import Call, Recorder
+from gradmend.recorder import Call
 from gradmend.setup import Batch, Setup
+from gradmend.spread import passed
 from gradmend.training.loop import Stepper, seeded, step_times
 from gradmend.zoo import Recipe
 
@@ -57,16 +56,6 @@ def first_over_last(setup: Setup, batch: Batch) -> float | None:
     places = sorted(norms)
     last = norms[places[-1]].item() if len(places) > 1 else 0.0
     return norms[places[0]].item() / last if last else None
-
-
-def passed(setup: Setup, batch: Batch, watch: Callable[[Call, Site, Tensor], None]) -> Anatomy:
-    """One forward and backward pass that leaves no trace; the watch is shown the output of every site."""
-    recorder, batch = Recorder(setup.model, after=watch), untouched(batch)
-    with undisturbed(setup.model):
-        with recorder.watching(batch):
-            loss = setup.loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-    return recorder.anatomy()
 
 
 def step_seconds(setup: Setup, batch: Batch) -> float:

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from statistics import median
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
+from rich.console import RenderableType
+from rich.progress import Progress, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from gradmend.console import Printable, number, plain_data
+from gradmend.console import Printable, Terminal, number, plain_data, progress_bar
 from gradmend.data import Data, load
 from gradmend.errors import DataError, SetupError
 from gradmend.profile import Profile
@@ -29,12 +29,17 @@ from gradmend.training.loop import Meter, Stepper, accuracy, best_threads, group
 from gradmend.training.recall import Recall
 from gradmend.zoo import Recipe, recipe
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
 Show: TypeAlias = Callable[[int, Tensor], None]
 
 EPOCHS, BATCH_SIZE = 10, 32
 """Times through the data and rows per batch, if nothing is said."""
 
 _TEST_ROWS = 1000
+_BESIDE = 32
+"""Columns of a terminal for what stands beside the progress bar."""
 _LONG = 200  # steps; fewer do not repay the choice of threads
 ENDLESS = sys.maxsize
 """As many steps or epochs as it takes."""
@@ -74,6 +79,17 @@ class History(Printable):
     offered: int
     wreck: Profile | None = None
 
+    def figures(self, dark: bool = False) -> dict[str, Figure]:
+        """The pictures that there are, by their names: the losses, and how the wreck looks if there is one.
+
+        Args:
+            dark: for a dark background.
+        """
+        from gradmend.pictures.curves import history
+
+        drawn = {"loss": history(self.loss, self.accuracy or (), self.test_accuracy, dark)}
+        return {**(drawn if self.loss else {}), **(self.wreck.figures(dark) if self.wreck else {})}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""
         data: dict[str, Any] = plain_data(self)
@@ -89,13 +105,21 @@ class History(Printable):
             table.add_row("test accuracy", f"{self.test_accuracy:.2%}")
         if self.test_loss is not None:
             table.add_row("test loss", number(self.test_loss))
-        table.add_row("steps", f"{self.steps} in {self.epochs} epochs")
-        each = f"{number(1e3 * self.step_seconds)} ms per step"
-        table.add_row("time", f"{self.seconds:.1f} s, {each} on {self.device}, {self.threads} threads")
+        table.add_row("steps", f"{self.steps} in {_counted(self.epochs, 'epoch')}")
+        each, threads = _time(self.step_seconds), _counted(self.threads, "thread")
+        table.add_row("time", f"{self.seconds:.1f} s, {each} per step on {self.device}, {threads}")
         return table
 
     def _mark(self) -> str:
         return ", diverged" if self.diverged else ""
+
+
+def _counted(count: int, of: str) -> str:
+    return f"{count} {of}{'s' * (count != 1)}"
+
+
+def _time(seconds: float) -> str:
+    return f"{number(seconds)} s" if seconds >= 1 else f"{number(1e3 * seconds)} ms"
 
 
 def train(
@@ -292,8 +316,10 @@ def _bar(total: int | None, shown: bool) -> Iterator[Show]:
     if not shown:
         yield lambda *_: None
         return
-    columns = ("epoch {task.fields[epoch]}", BarColumn(), "loss {task.fields[loss]}", TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
+    terminal = Terminal(stderr=True)
+    bar = progress_bar(terminal, _BESIDE)
+    columns = ("epoch {task.fields[epoch]}", bar, "loss {task.fields[loss]}", TimeRemainingColumn())
+    with Progress(*columns, console=terminal, auto_refresh=False) as progress:
         task, steps, due = progress.add_task("", total=total, epoch=1, loss="-"), 0, 0.0
 
         def show(epoch: int, loss: Tensor) -> None:

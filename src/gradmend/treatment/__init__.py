@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradmend.console import Printable, lines, number, plain_data
+from gradmend.console import GREEN, RED, PlainTable, Printable, bullets, lines, number, one_line, plain_data
 from gradmend.data import as_batches, check_batch
 from gradmend.diagnosis import Diagnosis, Severity
 from gradmend.remedies import Change
@@ -19,6 +19,11 @@ from gradmend.setup import Batch, Budget, Setup
 from gradmend.training import Trial, best_threads
 from gradmend.treatment.plans import UNTREATED
 from gradmend.treatment.search import Search, diagnosed
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from gradmend.pictures.curves import Curve
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,35 @@ class Treatment(Printable):
         return code(self.changes)
 
     def __rich__(self) -> RenderableType:
-        style = "bold green" if self.after.healthy else "bold red"
-        words = [Text(self.verdict, style=style), *(Text(f"- {line}") for line in self.advice)]
+        style = f"bold {GREEN if self.after.healthy else RED}"
+        words: list[RenderableType] = [Text(one_line(self.verdict), style=style), bullets(self.advice)]
         return Group(_table(self.trials), Text(), *words) if self.trials else Group(*words)
+
+    def figures(self, dark: bool = False) -> dict[str, Figure]:
+        """The pictures that there are, by their names: before and after, then the trials.
+
+        Args:
+            dark: for a dark background.
+        """
+        from gradmend.pictures.curves import trials
+        from gradmend.portrait import portraits
+
+        steps = {"before": self.before, "after": self.after} if self.changes else {"": self.before}
+        marks = [
+            replace(m, words=f"{m.words}, {when}") if when else m
+            for when, d in steps.items()
+            for m in d.marks
+        ]
+        found = portraits({when: each.profile.portrait for when, each in steps.items()}, marks, dark)
+        known = any(trial.losses for trial in self.trials)
+        return {**found, **({"trials": trials(self._curves(), dark)} if known else {})}
+
+    def _curves(self) -> list[Curve]:
+        from gradmend.pictures.curves import Curve
+
+        chosen = " + ".join(change.remedy.title for change in self.changes)
+        places = {UNTREATED: "first", chosen: "chosen"}
+        return [Curve(t.label, t.losses, places.get(t.label, "other")) for t in _distinct(self.trials)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""
@@ -88,16 +119,22 @@ class Treatment(Printable):
 
 
 def _table(trials: Sequence[Trial]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = PlainTable()
     table.add_column("trial")
     for heading in ("steps", "loss", "accuracy"):
-        table.add_column(heading, justify="right")
-    longest = {trial.label: trial for trial in sorted(trials, key=lambda trial: len(trial.losses))}
-    best_first = sorted(longest.values(), key=lambda trial: (-len(trial.losses), trial.final_loss))
+        table.add_column(heading, justify="right", no_wrap=True)
+    best_first = sorted(_distinct(trials), key=lambda trial: (-len(trial.losses), trial.final_loss))
     for trial in sorted(best_first, key=lambda trial: trial.label != UNTREATED):
         accuracy = "-" if trial.accuracy is None else f"{trial.accuracy:.1%}"
-        table.add_row(trial.label, str(len(trial.losses)), number(trial.final_loss), accuracy)
+        table.add_row(Text(one_line(trial.label)), str(len(trial.losses)), number(trial.final_loss), accuracy)
     return table
+
+
+def _distinct(trials: Sequence[Trial]) -> list[Trial]:
+    """The longest of each plan."""
+    return list(
+        {trial.label: trial for trial in sorted(trials, key=lambda trial: len(trial.losses))}.values()
+    )
 
 
 def mend(

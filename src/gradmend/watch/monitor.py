@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 from torch import nn
 from torch.optim import Optimizer
 
+from gradmend.acts import Act
+from gradmend.console import Terminal
 from gradmend.errors import SetupError
 from gradmend.journal import record
 from gradmend.profile import Profile
@@ -21,7 +23,7 @@ from gradmend.watch.notices import Notice, Notices, Report, Sink, print_notice
 from gradmend.watch.pace import Every, Pace, schedule
 from gradmend.watch.ranks import rank
 from gradmend.watch.session import Session
-from gradmend.watch.treat import Act, Autopilot
+from gradmend.watch.treat import Autopilot
 from gradmend.watch.treat_session import TreatedSession
 
 
@@ -174,13 +176,13 @@ class Watch:
             self._pilot.take(notice)
 
     def _tell(self, step: int, text: str, act: Act | None) -> None:
-        more = {} if act is None else {"act": act.cause.value, "before": act.before, "after": act.after}
-        self._say(f"step {step}: {text}", more)
+        values = {"text": text} if act is None else {**asdict(act), "cause": act.cause.value}
+        self._say(f"step {step}: {text}", "note" if act is None else "act", values)
 
-    def _say(self, text: str, more: Mapping[str, Any] | None = None) -> None:
+    def _say(self, text: str, kind: str = "note", values: Mapping[str, Any] | None = None) -> None:
         if self._sink is not None:
-            self._sink.write("note", self._session.step, {"text": text, **(more or {})})
-        Console(stderr=True, soft_wrap=True).print(Text(f"gradmend: {text}", style="dim"))
+            self._sink.write(kind, self._session.step, values or {"text": text})
+        Terminal(stderr=True, soft_wrap=True).print(Text(f"gradmend: {text}", style="dim"))
 
 
 class _Careful:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
-from rich.console import Console
 from rich.text import Text
 
 from gradmend.causes import Cause
+from gradmend.console import Terminal
 from gradmend.diagnosis import Finding, Severity
 
 
@@ -21,7 +21,7 @@ class Sink(Protocol):
         """Take one record at once, and keep no more of the training waiting.
 
         Args:
-            kind: step, reading, finding or note.
+            kind: step, reading, finding, act or note.
             step: of the optimizer, from 1.
             values: plain data and arrays of numpy.
         """
@@ -121,9 +121,9 @@ def print_notice(notice: Notice) -> None:
     """On standard error: in full when it begins, a line when it ends; notes are not printed."""
     if notice.finding.severity is Severity.NOTE:
         return
-    console = Console(stderr=True)
+    terminal = Terminal(stderr=True)
     if notice.ended is None:
-        console.print(Text(f"gradmend, step {notice.began}", style="dim"), notice.finding)
+        terminal.print(Text(f"gradmend, step {notice.began}", style="dim"), notice.finding)
     else:
         passed = f"gradmend, step {notice.ended}: {notice.finding.cause.title} has passed"
-        console.print(Text(passed, style="dim"))
+        terminal.print(Text(passed, style="dim"))

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from gradmend.acts import Act
 from gradmend.causes import Cause
 from gradmend.console import number
 from gradmend.diagnosis import Finding, Severity
@@ -51,27 +52,6 @@ _START = frozenset(
     )
 )
 """What other weights treat, as long as nothing was learnt that would be lost with them."""
-
-
-@dataclass(frozen=True)
-class Act:
-    """Something that was done to a running training.
-
-    Args:
-        step: of the optimizer, after which it was done.
-        cause: what it was done against.
-        text: what was done, in one sentence.
-        before: the number that was changed, as it was.
-        after: the same as it is now.
-        unit: of both.
-    """
-
-    step: int
-    cause: Cause
-    text: str
-    before: float | None = None
-    after: float | None = None
-    unit: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from gradmend.acts import Act
 from gradmend.watch.session import Session
-from gradmend.watch.treat import Act, Autopilot, Moment
+from gradmend.watch.treat import Autopilot, Moment
 
 
 class TreatedSession(Session):

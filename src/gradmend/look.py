@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from plotly.graph_objects import Figure
-
-from gradmend.study.effects import Estimate
 
 WIDTH = 800
 _SHORT = 1e3
@@ -40,6 +37,16 @@ class Look:
         return "#8c8c8c"
 
     @property
+    def ground(self) -> str:
+        """The background."""
+        return "#111111" if self.dark else "#ffffff"
+
+    @property
+    def grid(self) -> str:
+        """Of the lines behind a picture."""
+        return "#2e2e2e" if self.dark else "#e6e6e6"
+
+    @property
     def colours(self) -> tuple[str, ...]:
         """Eight that all eyes tell apart, the first two for good and bad."""
         first = ("#56B4E9", "#E69F00") if self.dark else ("#0072B2", "#D55E00")
@@ -55,16 +62,18 @@ class Look:
         """The colour of better (1), worse (-1) and neither shown (0)."""
         return {1: self.colours[0], -1: self.colours[1], 0: self.pale}[of]
 
-    def finish(self, figure: Figure, title: str, rows: int | None = None) -> Figure:
+    def finish(self, figure: Figure, title: str, rows: int | None = None, words: str = "") -> Figure:
         """Give a figure its title, size and background.
 
         Args:
             figure: changed in place.
             title: of the picture.
             rows: of labels that it has to hold; None for a picture of the usual height.
+            words: what is to be seen, in a sentence or two; kept in `figure.layout.meta["words"]`.
         """
         figure.update_layout(
             template="plotly_dark" if self.dark else "plotly_white",
+            meta={"words": words},
             title={"text": title, "font": {"size": 16}, "x": 0.02, "xanchor": "left"},
             font={"size": 13},
             width=WIDTH,
@@ -77,22 +86,21 @@ class Look:
         return figure
 
 
-def error(estimates: Sequence[Estimate], factor: float = 1.0) -> dict[str, Any]:
-    """The error bars of a row of estimates; none where there is no interval.
+def swapped() -> dict[str, str]:
+    """Of each colour of a light picture the one that takes its place on a dark background.
 
-    >>> error([Estimate(2.0, 1.0, 4.0, 5)])["array"]
-    [2.0]
+    >>> swapped()["#ffffff"]
+    '#111111'
     """
-    high = [factor * (e.high - e.value) if e.bounded else 0.0 for e in estimates]
-    low = [factor * (e.value - e.low) if e.bounded else 0.0 for e in estimates]
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": high,
-        "arrayminus": low,
-        "thickness": 1.8,
-        "width": 4,
-    }
+    names = [name for name, held in vars(Look).items() if isinstance(held, property)]
+    light, dark = ([c for name in names for c in _strings(getattr(Look(d), name))] for d in (False, True))
+    return dict(zip(light, dark, strict=True))
+
+
+def _strings(held: Any) -> list[str]:
+    if isinstance(held, (tuple, list)):
+        return [each for part in held for each in _strings(part)]
+    return [held] if isinstance(held, str) else []
 
 
 def logarithmic(low: float, high: float) -> dict[str, Any]:

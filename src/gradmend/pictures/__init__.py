@@ -1,0 +1,1 @@
+"""Pictures: pure functions from names and arrays to plotly figures."""

@@ -1,0 +1,1 @@
+"""Reports: pages that need nothing but a browser."""
