@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 1
 MARKS ?= not slow
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo test lint docs bench corpora browser clean
+.PHONY: demo test lint docs pictures bench corpora browser clean
 
 demo: .venv/ready
 	$(BIN)/gradmend demo
@@ -25,10 +25,15 @@ browser:
 	$(SUDO) apt-get install -y -qq --no-install-recommends chromium; } || \
 	{ echo "Install Chromium by hand: the tests of pages need it." >&2; exit 1; }
 
-# The pages that are made from the code.
+# The pages that are made from the code, and the site, in site/.
 docs: .venv/ready
 	$(BIN)/python -m gradmend.causes.page > docs/causes.md
 	$(BIN)/python -m gradmend.remedies.page > docs/remedies.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Screenshots of every page, to be looked at.
+pictures: .venv/ready browser
+	PYTHONPATH=tests $(BIN)/python docs/pictures.py pictures
 
 bench: .venv/peers
 	$(BIN)/python -m benchmarks $(BENCHMARKS)

@@ -243,7 +243,7 @@ def weights_too_large():
 
 
 def exploding_gradient():
-    return gm.Setup(deep(30, nn.ReLU, 4.0), logits_loss, sgd), (x, y)
+    return gm.Setup(deep(30, nn.ReLU, 4.0), logits_loss), (x, y)
 
 
 def chaos():
@@ -264,7 +264,7 @@ def residual_growth():
     for block in blocks:
         nn.init.kaiming_normal_(block[1].weight)
     model = Net(run, layers=nn.ModuleList(blocks), out=nn.Linear(64, 10))
-    return gm.Setup(model, logits_loss, sgd), (x, y)
+    return gm.Setup(model, logits_loss), (x, y)
 
 
 def vanishing_through_time():

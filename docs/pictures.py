@@ -14,8 +14,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-from browsing import chromium, opened, seen
 from playwright.sync_api import Browser
+
+from browsing import chromium, opened, seen
 
 LOOKS = {"light": {}, "dark": {"dark": True}, "narrow": {"width": 400}}
 
@@ -38,6 +39,7 @@ for step in range(300):
 
 
 def main(folder: Path) -> None:
+    """Make all pages in the folder, and three screenshots of each."""
     folder.mkdir(parents=True, exist_ok=True)
     _make(folder)
     with chromium() as browser:

@@ -34,14 +34,21 @@ _BAD = ("serious", "critical")
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium without a window."""
-    from playwright.sync_api import sync_playwright
-
     if not CHROMIUM.exists():
         pytest.fail(f"These tests need Chromium at {CHROMIUM}. Type: apt-get install chromium")
+    with chromium() as found:
+        yield found
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The same without a test."""
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=_QUIET, timeout=_PATIENCE)
-        yield chromium
-        chromium.close()
+        found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=_QUIET, timeout=_PATIENCE)
+        yield found
+        found.close()
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from gradmend.atlas.landscapes import CLIFF, OPTIMIZERS, RAVINE, cliff, path
 from gradmend.atlas.meanfield import course
 from gradmend.atlas.networks import code
 from gradmend.remedies.schedule import SCHEDULES
+from gradmend.report.parts import Dial
 
 ACTIVATIONS = Sizes().activations
 WIDE = Sizes(width=400, rows=32)
@@ -232,3 +233,14 @@ def test_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_ground_is_the_loss() -> None:
     x, y, z = landscapes.ground(RAVINE, 5)
     assert z[1, 2] == pytest.approx((x[2] ** 2 + 25 * y[1] ** 2) / 2)
+
+
+def test_the_same_seed_gives_the_same_picture() -> None:
+    def drawn() -> list[str]:
+        torch.rand(3)  # what is drawn elsewhere does not matter
+        parts = [part for section in times.page(QUICK).sections for part in section.parts]
+        return [
+            figure.to_json() for part in parts if isinstance(part, Dial) for figure in part.figures.values()
+        ]
+
+    assert drawn() == drawn()

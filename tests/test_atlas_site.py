@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 NAMES = [leaf.name for leaf in LEAVES]
-SHOWN = "(box) => [box.dataset.shown, box.querySelectorAll('.trace').length]"
+TURNING = "select:has(option:nth-child(2)), input:not([max='0'])"
+"""Dials with more than one choice."""
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +78,9 @@ def test_links_lead_from_page_to_page(browser: Browser, site: Path) -> None:
             page.wait_for_url(f"**/{leaf.name}.html")
             assert page.locator("[aria-current=page]").inner_text() == leaf.title
             assert page.locator("h1").count() == 1
+        page.goto((site / INDEX).as_uri())
+        for leaf, link in zip(LEAVES, page.locator("td a").all(), strict=True):
+            assert (link.inner_text(), link.get_attribute("href")) == (leaf.title, f"{leaf.name}.html")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,16 +98,13 @@ def test_dials_change_the_picture(browser: Browser, site: Path, name: str) -> No
     with opened(browser, site / f"{name}.html") as page:
         seen(page)
         for dial in page.locator(".dial").all():
-            box, control = dial.locator(".plot"), dial.locator("select, input").first
-            before, words = box.evaluate(SHOWN), dial.locator("figcaption").inner_text()
+            box, control = dial.locator(".plot"), dial.locator(TURNING).first
+            before, words = box.get_attribute("data-shown"), dial.locator("figcaption").inner_text()
             control.focus()
-            page.keyboard.press(
-                "ArrowDown" if control.evaluate("(e) => e.tagName") == "SELECT" else "ArrowRight"
-            )
-            page.wait_for_function(
-                "([box, before]) => box.dataset.shown !== before", arg=[box.element_handle(), before[0]]
-            )
+            page.keyboard.press("ArrowRight" if control.get_attribute("type") == "range" else "ArrowDown")
+            assert box.get_attribute("data-shown") != before
             assert dial.locator("figcaption").inner_text() != words
+            assert box.get_attribute("aria-label").startswith(dial.locator("h3").inner_text())
 
 
 @pytest.mark.parametrize("name", NAMES)

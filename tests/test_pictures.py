@@ -269,6 +269,17 @@ def test_ridges_hold_the_shares_of_evenly_chosen_layers() -> None:
     assert "40 of 100 layers are drawn." in figure.layout.meta["words"]
 
 
+def test_ridges_have_the_shape_of_the_shares_and_spikes_of_zeros_are_cut() -> None:
+    shares = np.array([[0.1, 0.04, 0.6, 0.08, 0.18], [0.1, 0.2, 0.4, 0.2, 0.1]]).T
+    values, sizes = (
+        ridges([Ridges("a", ("x", "y"), shares, (-1.0, 1.0), decades)], "Layers").data
+        for decades in (False, True)
+    )
+    peak = values[0].y[3]
+    np.testing.assert_allclose(values[0].y[1:6] / peak, [1.25 / 1.4, 0.5 / 1.4, 1.0, 1.0 / 1.4, 1.0])
+    np.testing.assert_allclose(np.array(sizes[0].y[1:6]) / sizes[0].y[3], shares[:, 0] / 0.6)
+
+
 def test_ridges_that_are_compared_have_one_axis_and_say_where_all_is_nan() -> None:
     known, lost = np.full((3, 1), 1 / 3), np.zeros((3, 1))
     columns = [Ridges("a", ("x",), known, (-20.0, 0.0), True), Ridges("b", ("x",), lost, (-3.0, 2.0), True)]

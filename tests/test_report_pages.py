@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from browsing import opened, seen, violations
 from gradmend.cli import app
 from gradmend.diagnosis import Diagnosis, diagnose, look
 from gradmend.errors import GradmendError
+from gradmend.journal import Journal
 from gradmend.probe import measure
 from gradmend.report.files import place, write
 from gradmend.report.page import Card, Page, Part, Table, render
@@ -28,6 +30,7 @@ from outcomes import outcomes, results
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+HOSTILE = "<script>alert(1)</script><img src=x>"
 LEVELS = {"norm": ("none", "batch"), "depth": ("2", "8")}
 RESULTS = results(outcomes(LEVELS, lambda **arm: 0.5 + 0.3 * (arm["norm"] == "batch")), LEVELS)
 
@@ -125,8 +128,9 @@ def test_what_is_healthy_or_empty_has_a_page_too() -> None:
     assert "No trials yet." in render(results([]).page())
 
 
-def test_a_broken_network_has_a_page(browser: Browser, tmp_path: Path) -> None:
-    setup = deep(3)
+def test_a_broken_network_with_hostile_names_has_a_page(browser: Browser, tmp_path: Path) -> None:
+    named = {HOSTILE: nn.Linear(16, 16), "act": nn.Tanh(), "out": nn.Linear(16, 3)}
+    setup = replace(deep(), model=nn.Sequential(OrderedDict(named)))
     with torch.no_grad():
         setup.model[0].weight.fill_(torch.nan)
     path = tmp_path / "nan.html"
@@ -134,6 +138,7 @@ def test_a_broken_network_has_a_page(browser: Browser, tmp_path: Path) -> None:
     with opened(browser, path) as page:
         seen(page)
         assert "non finite" in page.locator(".verdict").inner_text()
+        assert HOSTILE in page.locator("table").last.inner_text()
 
 
 def test_a_study_is_told_with_pictures_and_tables() -> None:
@@ -215,6 +220,15 @@ def test_what_cannot_be_written_is_said_before_the_work(arguments: list[str], sa
     assert isinstance(failed.exception, GradmendError)
     assert says in str(failed.exception)
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["theirs.html"]
+
+
+@pytest.mark.usefixtures("own_folder")
+def test_a_journal_has_a_page_too() -> None:
+    with Journal("run.gradmend").run("first") as recording:
+        recording.sink("net").write("step", 1, {"loss": 2.3})
+    done = CliRunner().invoke(app, ["check", "run.gradmend", "--report", "out.html"])
+    assert "The report is in out.html." in done.stdout
+    assert "first" in Path("out.html").read_text("utf-8")
 
 
 def test_pictures_are_found_by_name() -> None:

@@ -21,6 +21,7 @@ from gradmend.report.parts import Card
 from gradmend.report.run import run_page
 from recordings import HOSTILE, begun, falling, found, recorded, steps
 from running import plain, script, theirs, watched
+from studies import small
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -93,6 +94,15 @@ def test_an_empty_journal_and_one_still_written(tmp_path: Path) -> None:
     assert "A run that has not ended is shown as far as it came." in page.notes
 
 
+def test_a_journal_of_a_study_says_so(tmp_path: Path) -> None:
+    small(seeds=range(1), epochs=1).run(tmp_path / "small.gradmend", progress=False)
+    page = run_page(Journal(tmp_path / "small.gradmend"))
+    assert page.verdict == "No step of a training is recorded here."
+    (section,) = page.sections
+    told = "The study small is recorded here. `gradmend view small.gradmend` shows its results."
+    assert section.parts == (told,)
+
+
 def test_figures_of_what_is_recorded(tmp_path: Path) -> None:
     held = read_recorded(recorded(tmp_path / "run.gradmend"))
     assert list(held.figures()) == ["course", "gradient", "signal", "step", "weights"]
@@ -137,9 +147,8 @@ def test_run_writes_a_report_and_changes_nothing_else(tmp_path: Path) -> None:
     assert set(Path(os.environ.get("TMPDIR", "/tmp")).glob("gradmend-*")) <= before
 
 
-@pytest.mark.parametrize("code", ["raise ValueError('gone')", "sys.exit(7)"])
-def test_a_script_that_ends_early_has_its_report(tmp_path: Path, code: str) -> None:
-    done = report(tmp_path, code, "--journal", "run.gradmend")
+def test_a_script_that_fails_has_its_report(tmp_path: Path) -> None:
+    done = report(tmp_path, "raise ValueError('gone')", "--journal", "run.gradmend")
     alone = plain([str(tmp_path / "train.py")], cwd=tmp_path)
     assert (done.stdout, done.returncode) == (alone.stdout, alone.returncode)
     assert theirs(done) == alone.stderr

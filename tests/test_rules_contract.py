@@ -286,6 +286,7 @@ def test_outputs_and_targets_that_are_broadcast(loss: Any) -> None:
         (lambda: net(3, nn.Sigmoid()), binary, 255 * ONE_HOT, ERROR),
         (lambda: net(3, nn.Softmax(1)), sparse, Y.float(), None),
         (lambda: net(1), nn.SoftMarginLoss(), 2 * YES - 1, None),
+        (lambda: net(1), nn.BCEWithLogitsLoss(), 2 * YES - 1, ERROR),
         (lambda: net(1, nn.Sigmoid()), binary, YES, None),
     ],
 )

@@ -101,7 +101,8 @@ def check(
 
             command = again("check", target, {**asked, "report": report, "lang": lang})
             seen = spread(found.setup, batches[0])
-            wanted.fill(check_page(diagnosis, seen, title=f"gradmend check {target}", mend=mend), command)
+            page = check_page(diagnosis, seen, title=f"gradmend check {target}", mend=mend)
+            show("", wanted.fill(page, command))
     raise typer.Exit(HEALTHY if diagnosis.healthy else ILL)
 
 
@@ -114,9 +115,8 @@ def _check_journal(target: str, show: _Shown, wanted: Order | None) -> int:
     if wanted is not None:
         from gradmend.report.run import run_page
 
-        wanted.fill(
-            run_page(Journal(target)), again("check", target, {"report": wanted.path, "lang": wanted.lang})
-        )
+        command = again("check", target, {"report": wanted.path, "lang": wanted.lang})
+        show("", wanted.fill(run_page(Journal(target)), command))
     return HEALTHY if recorded.healthy else ILL
 
 
@@ -160,9 +160,9 @@ def mend(
         if not as_json:
             show(treatment.before, "")
         own = found.code(treatment.changes)
-        show(treatment, more={"code": own})
         if not as_json and treatment.changes:
-            show("", "The same in your own code:", "", own)
+            show("In your own code:", "", own, "")
+        show(treatment, more={"code": own})
         if source is not None:
             typed = [part for part, given in (("loss", loss), ("optimizer", optimizer)) if given is not None]
             lines = source.fill(found.setup, treatment, batches[0], typed, seed)
@@ -175,7 +175,8 @@ def mend(
             sizes = {"depth": depth, "width": width, "planned-steps": planned_steps}
             tried = {"steps": steps, "seconds": seconds, "trials": trials}
             command = again("mend", target, {**wishes, **sizes, **tried, "report": report, "lang": lang})
-            wanted.fill(mend_page(treatment, own, seen, title=f"gradmend mend {target}"), command)
+            page = mend_page(treatment, own, seen, title=f"gradmend mend {target}")
+            show("", wanted.fill(page, command))
     raise typer.Exit(HEALTHY if treatment.after.healthy else ILL)
 
 
@@ -245,11 +246,12 @@ def study(
             results = finished(planned, file)
             show(results, "", f"Stopped: {len(results.outcomes)} of {planned.trials} trials are in {file}.")
             raise typer.Exit(STOPPED) from None
+        told = [f"The trials are in {file}."]
         if wanted is not None:
             asked = {"data": data, "seeds": seeds, "journal": journal, "workers": workers, "report": report}
             page = results.page(tuple(planned.figures().values()))
-            wanted.fill(page, again("study", name, {**asked, "lang": lang}))
-        show(results, "", f"The trials are in {file}.")
+            told.append(wanted.fill(page, again("study", name, {**asked, "lang": lang})))
+        show(results, "", *told)
     raise typer.Exit(ILL if any(outcome.status == "failed" for outcome in results.outcomes) else HEALTHY)
 
 
@@ -339,7 +341,7 @@ def _output(as_json: bool) -> Iterator[_Shown]:
 @contextmanager
 def _status() -> Iterator[Any]:
     with Terminal(stderr=True).status("measuring", spinner="line") as status:
-        yield status.update
+        yield lambda text: status.update(Text(text))
 
 
 def _find(target: str, **wishes: Any) -> Target:

@@ -19,7 +19,6 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleDimensions, ConsoleOptions, Group, RenderableType
 from rich.measure import Measurement
 from rich.padding import Padding
-from rich.progress import BarColumn
 from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
@@ -37,7 +36,6 @@ _THEME = Theme(
     {"bar.complete": BLUE, "bar.finished": GREEN, "progress.remaining": BLUE, "rule.line": "dim"},
     inherit=True,
 )
-_LONGEST_BAR = 40
 _LONG_WORD, _GAP = 20, 2
 """Columns of a terminal: of a word that a table does not break; between two cells."""
 _BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -349,11 +347,6 @@ def _listed(rows: Sequence[tuple[str, str]], width: int) -> RenderableType:
     for name, words in rows:
         table.add_row(name, Text(words))
     return table
-
-
-def progress_bar(terminal: Console, words: int) -> BarColumn:
-    """A bar that leaves so many columns to the words beside it."""
-    return BarColumn(max(1, min(_LONGEST_BAR, terminal.width - words)))
 
 
 def bullets(sentences: Iterable[str]) -> RenderableType:

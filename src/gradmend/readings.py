@@ -217,6 +217,7 @@ class LossReading:
         ignored: share of the samples that it takes no notice of, whatever their output.
         kinds: how many of the classes in the targets it tells apart; None if that was not asked.
         weighted: whether it counts a sample of the rarest class more than one of the commonest.
+        endless: whether it falls for ever with the output of some sample, so that nothing is the lowest.
         line: `file:line` of its code, if known.
     """
 
@@ -228,6 +229,7 @@ class LossReading:
     ignored: float = 0.0
     kinds: int | None = None
     weighted: bool = False
+    endless: bool = False
     line: str | None = None
 
     @property

@@ -44,12 +44,13 @@ class Order:
     path: Path
     lang: str
 
-    def fill(self, page: Page, command: str) -> None:
-        """Write the page, and into it the command that made it."""
+    def fill(self, page: Page, command: str) -> str:
+        """Write the page, and into it the command that made it; says where it is."""
         from gradmend.report.files import write
         from gradmend.report.page import render
 
         write(self.path, render(replace(page, command=command), self.lang))
+        return f"The report is in {self.path}."
 
 
 def ordered(path: Path | None, lang: str) -> Order | None:

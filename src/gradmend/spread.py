@@ -16,7 +16,6 @@ from torch import Tensor
 from gradmend.anatomy import Anatomy, Site
 from gradmend.console import Printable
 from gradmend.harmless import undisturbed, untouched
-from gradmend.portrait import label
 from gradmend.recorder import Call, Recorder
 from gradmend.setup import Batch, Setup
 
@@ -37,6 +36,8 @@ _MOST: Final = 2**16
 """Of larger layers so many values are counted, evenly chosen."""
 
 _GRADIENTS: Final = (-14.0, 2.0)
+_ROOM: Final = 1.05
+"""So that what is bounded by 1 does not end at the edge."""
 _NEGATIVE: Final = 0.02
 """Outputs above this share of the range on the negative side count as none there."""
 
@@ -86,8 +87,8 @@ def spread(setup: Setup, batch: Batch, ranges: Ranges | None = None) -> Spread:
         >>> model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 2))
         >>> setup = Setup(model, nn.CrossEntropyLoss())
         >>> found = spread(setup, (torch.randn(64, 8), torch.randint(2, (64,))))
-        >>> found.layers, found.outputs.shape, found.ranges["outputs"]
-        (('0',), (47, 1), (-1.0, 1.0))
+        >>> found.layers, found.outputs.shape, round(float(found.outputs.sum()), 6)
+        (('0',), (47, 1), 1.0)
 
     Source: Glorot, Bengio, Understanding the difficulty of training deep feedforward neural networks, 2010,
     https://proceedings.mlr.press/v9/glorot10a.html
@@ -163,6 +164,8 @@ def _keep(kept: dict[int, Tensor], place: int, gradient: Tensor) -> None:
 
 def _hidden(anatomy: Anatomy) -> dict[int, str]:
     """The names of all layers but the last, by where they give their output: behind their activation."""
+    from gradmend.portrait import label  # loads plotly
+
     layers = [site for site in anatomy.sites if site.weighted or site.kind in ("recurrent", "attention")]
     places: dict[int, str] = {}
     for site in layers[:-1]:
@@ -180,7 +183,7 @@ def _shares(values: Sequence[Tensor], reach: tuple[float, float]) -> Shares:
 def _symmetric(values: Sequence[Tensor]) -> tuple[float, float]:
     """A round number that holds nearly all of the middle layer, on both sides of zero if need be."""
     sizes = [float(one.quantile(0.99)) for one in map(_finite, [v.abs() for v in values]) if len(one)]
-    reach = _round_up(float(np.median(sizes))) if sizes else 1.0
+    reach = _round_up(_ROOM * float(np.median(sizes))) if sizes else 1.0
     negative = any(bool((one < -_NEGATIVE * reach).any()) for one in values)
     return (-reach if negative else 0.0), reach
 

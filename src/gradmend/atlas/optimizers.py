@@ -95,8 +95,8 @@ def step_lengths(corrected: bool, steps: int, seed: int = 0) -> Float64[np.ndarr
     """The root mean square of Adam's step over its learning rate, for gradients that are nothing but noise.
 
     Example:
-        >>> step_lengths(True, 2)[0].round(3)
-        1.0
+        >>> step_lengths(True, 1).round(3).tolist()
+        [1.0]
     """
     weight = nn.Parameter(torch.zeros(_COPIES, dtype=torch.float64))
     optimizer = Adam([weight], lr=1.0) if corrected else uncorrected([weight], lr=1.0)
@@ -162,7 +162,7 @@ def page(sizes: Sizes) -> Page:
                     {"optimizer": RAVINE.optimizers, "learning rate": tuple(f"{rate:g}" for rate in along)},
                     slopes,
                 ),
-                Code(_PATH.format(land="RAVINE", clip="", steps=_STEPS["ravine"]), "One path"),
+                Code(_PATH.format(land="RAVINE", rate=0.03, clip="", steps=_STEPS["ravine"]), "One path"),
             ),
         ),
         Section(
@@ -182,7 +182,8 @@ def page(sizes: Sizes) -> Page:
                 ),
                 "Clipping is for walls such as this one. It does nothing for gradients that vanish.",
                 Code(
-                    _PATH.format(land="CLIFF", clip=", clip=0.1", steps=_STEPS["cliff"]), "One path, clipped"
+                    _PATH.format(land="CLIFF", rate=2.0, clip=", clip=0.1", steps=_STEPS["cliff"]),
+                    "One path, clipped",
                 ),
                 Code("gradmend study clipping", "Does clipping save a training whose gradients explode?"),
             ),
@@ -217,7 +218,7 @@ def page(sizes: Sizes) -> Page:
 
 _PATH = """from gradmend.atlas.landscapes import {land}, path
 
-found = path({land}, "SGD", rate=0.1, steps={steps}{clip})
+found = path({land}, "SGD", rate={rate}, steps={steps}{clip})
 print(found.points[-1], found.losses[-1])"""
 
 _LENGTHS = """from gradmend.atlas.optimizers import step_lengths

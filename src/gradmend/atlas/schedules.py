@@ -25,7 +25,7 @@ from gradmend.study.design import Study
 from gradmend.training.loop import Stepper
 
 _SHOWN: Final = 1000
-_OPTIMIZERS: Final = ("SGD:0.5", "SGD:0.1", "SGD:1.0", "Adam:0.001", "Adam:0.01", "Adam:0.03")
+_OPTIMIZERS: Final = ("SGD:0.5", "SGD:0.1", "SGD:1.0", "Adam:0.01")
 _ORDER: Final = ("cosine", *(name for name in SCHEDULES if name != "cosine"))
 
 

@@ -41,6 +41,9 @@ _PLACE: Final = '<main id="main"'
 _ADDRESS: Final = re.compile(r"(https://[^\s<>\"]+)(?=</p>)")
 """That of a source, which ends its paragraph."""
 
+_CELL: Final = re.compile(r"<tr><td>([^<]+)</td>")
+"""The title of a page in the index."""
+
 _HERE: Final = ' aria-current="page"'
 
 
@@ -167,6 +170,9 @@ def room(folder: Path) -> None:
 
 def _write(path: Path, page: Page, lang: str) -> None:
     text = _ADDRESS.sub(r'<a href="\1">\1</a>', render(page, lang, plotly=_PLOTLY))
+    if path.name == INDEX:
+        names = iter(LEAVES)
+        text = _CELL.sub(lambda cell: f'<tr><td><a href="{next(names).name}.html">{cell[1]}</a></td>', text)
     path.write_text(text.replace(_PLACE, f"{_ways(path.name, lang)}\n{_PLACE}", 1), encoding="utf-8")
 
 

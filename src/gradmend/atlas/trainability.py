@@ -15,7 +15,7 @@ from gradmend.study.design import Study
 
 _BIAS: Final = 0.05
 _WEIGHTS: Final = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
-_DEPTHS: Final = (5, 10, 20, 35, 50)
+_DEPTHS: Final = (5, 10, 20, 30, 50)
 _RATES: Final = {"tanh": 0.01, "relu": 0.003}
 _WORDS: Final = (
     "Bright networks have learnt, dark ones guess. Below the line theory expects them to learn: its depth is "

@@ -264,7 +264,9 @@ def _on_logits(z: Tensor, slopes: Tensor, axes: list[int]) -> LossReading | None
         if sign := _follows(slopes, z.softmax(axis + 1)):
             return LossReading("cross entropy", "logits", axis, sign=sign)
     if sign := _follows(slopes, z.sigmoid()):
-        return LossReading("binary cross entropy", "logits", sign=sign)
+        steep = slopes.abs()
+        endless = bool((steep.amin(0) >= 0.5 * steep.amax(0)).any())  # as 1 + sigmoid, of a target of -1
+        return LossReading("binary cross entropy", "logits", sign=sign, endless=endless)
     if sign := _follows(slopes, z):
         return LossReading("squared", "values", sign=sign)
     if sign := _follows(slopes, z.exp()):

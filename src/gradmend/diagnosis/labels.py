@@ -156,8 +156,9 @@ def _classes_of_one(output: OutputReading, target: TargetReading) -> bool:
 
 
 def _signed(loss: LossReading, target: TargetReading) -> bool:
-    """`nn.SoftMarginLoss` behaves as binary cross-entropy, and takes 1 and -1."""
-    return loss.wants == "logits" and target.distinct == 2 and target.low == -1 and target.high == 1
+    """`nn.SoftMarginLoss` behaves as binary cross-entropy, and takes 1 and -1: its slope ends for both."""
+    signs = target.distinct == 2 and target.low == -1 and target.high == 1
+    return loss.wants == "logits" and signs and not loss.endless
 
 
 RULES = (labels_out_of_range, constant_labels, unscaled_targets, shuffled_labels, class_imbalance)

@@ -19,10 +19,10 @@ def heats(series: Sequence[Series]) -> dict[str, Heat]:
         series: of one model.
 
     Example:
-        >>> values = np.array([[[1.0, 0.1]], [[2.0, 0.1]]], np.float32)
+        >>> values = np.array([[[1.0, 0.5]], [[2.0, 0.5]]], np.float32)
         >>> table = Series("net", "weights", ("0.weight",), ("value", "update"), np.array([1, 9]), values)
-        >>> {name: heat.values.ravel().round(2).tolist() for name, heat in heats([table]).items()}
-        {'step': [0.1, 0.05], 'weights': [1.0, 2.0]}
+        >>> {name: heat.values.ravel().tolist() for name, heat in heats([table]).items()}
+        {'step': [0.5, 0.25], 'weights': [1.0, 2.0]}
     """
     read = {
         "gradient": _merged(series, ("layers", "sites"), lambda table: table.column("gradient")),

@@ -87,7 +87,7 @@ def _known(text: str, lang: str) -> str | None:
     """The whole text in the language, if nothing of it is missing in the catalogue."""
     if text in catalogue(lang) or not _WORD.search(text):
         return catalogue(lang).get(text)
-    ways = _WAYS_OF_WORDS if not re.search(" |<br>", text) else _WAYS if len(text) < _LONGEST else _WAYS[:1]
+    ways = _WAYS_OF_WORDS if not re.search("[ <]", text) else _WAYS if len(text) < _LONGEST else _WAYS[:1]
     return next((found for way in ways if (found := way(text, lang))), None)
 
 

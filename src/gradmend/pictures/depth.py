@@ -236,7 +236,7 @@ def _finished(
     figure.update_layout(
         height=room + _HEAD + foot,
         margin={"t": _HEAD, "b": foot},
-        legend={"y": 1 + (_GAP - 8) / room, "traceorder": "reversed"},
+        legend={"y": 1 + (_GAP - 8) / room, "traceorder": "reversed" if len(tracks) == 1 else "normal"},
     )
     figure.update_xaxes(range=[-0.5, len(names) - 0.5], zeroline=False)
     title = {"text": "from the input to the output", "font": {"size": 12}, "standoff": 8}

@@ -194,7 +194,7 @@ def _view(found: Plane, shown: Sequence[Place]) -> tuple[float, float]:
     """Weight variances that show the layers and, where it is in reach, the edge of chaos."""
     line = found.critical[np.isfinite(found.critical)].tolist()
     known = [v for v in (*line, *(place.weight_variance for place in shown)) if _REACH[0] < v < _REACH[1]]
-    return max(_REACH[0], min(known, default=1.0) / 3), min(_REACH[1], max(known, default=1.0) * 6)
+    return max(_REACH[0], min(known, default=1.0) / 5), min(_REACH[1], max(known, default=1.0) * 6)
 
 
 def _shades(found: Plane, look: Look) -> Contour:

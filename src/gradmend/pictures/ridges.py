@@ -19,8 +19,10 @@ Floats: TypeAlias = Float64[np.ndarray, " bins"]
 _MOST: Final = 40
 _PITCH: Final = 16
 """Pixels from one ridge to the next."""
-_OVERLAP: Final = 1.7
+_OVERLAP: Final = 2.2
 """How many of these a ridge is high."""
+_SPIKE: Final = 1.4
+"""Up to so many times the peak spikes are shown."""
 _EMPTY: Final = 0.5
 """Of a layer with less than this share of its values in the bins, the rest being NaN, that is said."""
 
@@ -47,9 +49,10 @@ class Ridges:
 
 
 def ridges(columns: Sequence[Ridges], title: str, dark: bool = False) -> Figure:
-    """Columns of ridges, from the input at the top to the output; each is the root of shares, scaled to its peak.
+    """Columns of ridges, from the input at the top to the output.
 
-    Of more than 40 layers 40 are drawn, evenly chosen.
+    Of more than 40 layers 40 are drawn, evenly chosen. Each is scaled to its own peak; spikes at zero and at
+    both ends are cut.
 
     Args:
         columns: at least one, each with at least one layer.
@@ -108,7 +111,7 @@ def _ridge(column: Ridges, layer: int, row: int, look: Look) -> Scatter:
 
 
 def _heights(shares: Floats, middle: Floats, decades: bool) -> Floats:
-    """Roots of shares over that of the greatest; spikes at zero and at both ends are cut to that, if need be.
+    """Over the peak between zero and both ends; what is higher there is cut, but still stands out.
 
     For zeros are many where there are rectifiers, and would make all else flat.
     """
@@ -117,7 +120,7 @@ def _heights(shares: Floats, middle: Floats, decades: bool) -> Floats:
     if not decades:
         inner[np.abs(middle).argmin()] = False
     peak = shares[inner].max(initial=0.0) or shares.max(initial=0.0) or 1.0
-    heights: Floats = np.sqrt(np.minimum(shares / peak, 1.0))
+    heights: Floats = np.minimum(shares / peak, _SPIKE) / _SPIKE
     return heights
 
 
@@ -176,6 +179,6 @@ def _words(columns: Sequence[Ridges]) -> str:
     most = max(len(column.layers) for column in columns)
     some = f" {_MOST} of {most} layers are drawn." if most > _MOST else ""
     return (
-        "One ridge for each layer, from the input at the top to the output: roots of shares, each scaled to "
-        f"its own peak. What lies beyond an axis is counted at its edge, and spikes there and at zero are cut.{some}"
+        "One ridge for each layer, from the input at the top to the output, each scaled to its own peak. "
+        f"What lies beyond an axis is counted at its edge; spikes there and at zero are cut.{some}"
     )

@@ -9,6 +9,7 @@ from typing import Final
 from gradmend.console import lines, number
 from gradmend.diagnosis import Severity
 from gradmend.journal import Journal
+from gradmend.journal.file import select
 from gradmend.look import Look
 from gradmend.pictures.heat import CELLS
 from gradmend.pictures.training import SCALES, Draw, at_once, comparison, pictures
@@ -43,7 +44,17 @@ def run_page(journals: Journal | Sequence[Journal], more: Sequence[Section] = ()
     """
     held = [journals] if isinstance(journals, Journal) else list(journals)
     runs = [run for journal in held for run in read_recorded(journal).runs]
-    return page_of(runs, lines([journal.path.name for journal in held]), more)
+    studies = [section for journal in held for section in _study(journal)]
+    return page_of(runs, lines([journal.path.name for journal in held]), (*studies, *more))
+
+
+def _study(journal: Journal) -> tuple[Section, ...]:
+    """That there is a study in a journal, and how its results are shown."""
+    if not any(select(journal.path, "SELECT 1 FROM sqlite_master WHERE name = 'study'")):
+        return ()
+    names = [row["name"] for row in select(journal.path, "SELECT name FROM study")]
+    shown = f"`gradmend view {journal.path.name}` shows its results."
+    return sections(("Studies", [f"The study {name} is recorded here. {shown}" for name in names]))
 
 
 def page_of(

@@ -221,12 +221,13 @@ class Study(Printable):
         return run(self, journal, workers, progress=progress)
 
     def figures(self, dark: bool = False) -> dict[str, Figure]:
-        """Histograms of every layer of every arm before the first step, by what they show.
+        """Histograms of every hidden layer of every arm before the first step, by what they show.
 
         Args:
             dark: for a dark background.
         """
-        return {what: self.plot(what, dark) for what in ("outputs", "gradients")}
+        drawn = {what: self.plot(what, dark) for what in ("outputs", "gradients")}
+        return {what: figure for what, figure in drawn.items() if any(panel.z.size for panel in figure.data)}
 
     def plot(self, name: str | None = None, dark: bool = False) -> Figure:
         """One of the `figures`.

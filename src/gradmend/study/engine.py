@@ -9,9 +9,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from rich.progress import Progress, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
-from gradmend.console import Terminal, progress_bar
+from gradmend.console import Terminal
 from gradmend.journal import JournalError
 from gradmend.study.analysis import Results
 from gradmend.study.chunks import Chunk, plan, without, work_of
@@ -22,8 +22,6 @@ from gradmend.study.workers import open_workers
 if TYPE_CHECKING:
     from gradmend.study.design import Study
 
-_BESIDE = 36
-"""Columns of a terminal for what stands beside the progress bar."""
 _OFTEN, _PERIOD = 0.2, 600.0
 """Seconds between two looks of the progress bar, and from which it tells the speed: chunks may take long."""
 
@@ -136,6 +134,6 @@ def _bar(chunks: Sequence[Chunk], count: int, shown: bool) -> Iterator[_Bar]:
         return
     trials = "{task.fields[done]} of {task.fields[count]} trials"
     terminal = Terminal(stderr=True)
-    columns = (progress_bar(terminal, _BESIDE), trials, TimeRemainingColumn(), "left")
+    columns = (BarColumn(), trials, TimeRemainingColumn(), "left")
     with Progress(*columns, console=terminal, auto_refresh=False, speed_estimate_period=_PERIOD) as progress:
         yield _Bar(progress, chunks, count)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from rich.console import RenderableType
-from rich.progress import Progress, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from gradmend.console import Printable, Terminal, number, plain_data, progress_bar
+from gradmend.console import Printable, Terminal, number, plain_data
 from gradmend.data import Data, load
 from gradmend.errors import DataError, SetupError
 from gradmend.profile import Profile
@@ -38,8 +38,6 @@ EPOCHS, BATCH_SIZE = 10, 32
 """Times through the data and rows per batch, if nothing is said."""
 
 _TEST_ROWS = 1000
-_BESIDE = 32
-"""Columns of a terminal for what stands beside the progress bar."""
 _LONG = 200  # steps; fewer do not repay the choice of threads
 ENDLESS = sys.maxsize
 """As many steps or epochs as it takes."""
@@ -316,10 +314,8 @@ def _bar(total: int | None, shown: bool) -> Iterator[Show]:
     if not shown:
         yield lambda *_: None
         return
-    terminal = Terminal(stderr=True)
-    bar = progress_bar(terminal, _BESIDE)
-    columns = ("epoch {task.fields[epoch]}", bar, "loss {task.fields[loss]}", TimeRemainingColumn())
-    with Progress(*columns, console=terminal, auto_refresh=False) as progress:
+    columns = ("epoch {task.fields[epoch]}", BarColumn(), "loss {task.fields[loss]}", TimeRemainingColumn())
+    with Progress(*columns, console=Terminal(stderr=True), auto_refresh=False) as progress:
         task, steps, due = progress.add_task("", total=total, epoch=1, loss="-"), 0, 0.0
 
         def show(epoch: int, loss: Tensor) -> None:

@@ -145,14 +145,17 @@ class Live:
         """The page, with the runs of these keys; by default the newest of each journal."""
         with self._lock:
             try:
-                states = [journal.state() for journal in self._journals]
+                return self._now(chosen)
             except JournalError as error:
                 return Content(_digest(str(error)), Page(self._title, str(error), "error", ()), _NOTHING)
-            tag = _digest(repr((states, sorted(chosen))))
-            if self._content is None or self._content.tag != tag:
-                self._content = self._made(tag, chosen)
-                self._kept.forget()
-            return self._content
+
+    def _now(self, chosen: Collection[str]) -> Content:
+        states = [journal.state() for journal in self._journals]
+        tag = _digest(repr((states, sorted(chosen))))
+        if self._content is None or self._content.tag != tag:
+            self._content = self._made(tag, chosen)
+            self._kept.forget()
+        return self._content
 
     def close(self) -> None:
         """Let go of the files."""

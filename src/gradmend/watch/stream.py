@@ -46,8 +46,9 @@ class Table:
         return found
 
     def norm(self, statistic: str, sizes: Array) -> float:
-        """The norm of all rows together, from the rms and the root of the number of values of each."""
-        return float(np.sqrt(np.nansum((self.column(statistic).astype(np.float64) * sizes) ** 2)))
+        """The norm of all rows that have one together, from the rms and the root of the number of values."""
+        squares = (self.column(statistic).astype(np.float64) * sizes) ** 2
+        return math.nan if np.isnan(squares).all() else float(np.sqrt(np.nansum(squares)))
 
 
 @dataclass
