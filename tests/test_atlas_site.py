@@ -97,7 +97,7 @@ def test_a_page_is_drawn_and_everybody_can_use_it(browser: Browser, site: Path, 
 def test_dials_change_the_picture(browser: Browser, site: Path, name: str) -> None:
     with opened(browser, site / f"{name}.html") as page:
         seen(page)
-        for dial in page.locator(".dial").all():
+        for dial in page.locator(".dial").filter(has=page.locator(TURNING)).all():
             box, control = dial.locator(".plot"), dial.locator(TURNING).first
             before, words = box.get_attribute("data-shown"), dial.locator("figcaption").inner_text()
             control.focus()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -100,7 +101,15 @@ class Anatomy:
 
     def readers(self, index: int) -> list[Site]:
         """The sites that read this one."""
-        return [site for site in self.sites if index in site.inputs]
+        return list(self._readers.get(index, ()))
+
+    @cached_property
+    def _readers(self) -> dict[int, list[Site]]:
+        found: dict[int, list[Site]] = {}
+        for site in self.sites:
+            for index in dict.fromkeys(site.inputs):
+                found.setdefault(index, []).append(site)
+        return found
 
     def activation_after(self, site: Site) -> Site | None:
         """The nonlinearity that follows a weighted site, past normalization and the like; None without."""

@@ -77,9 +77,13 @@ class Profile(Printable):
 
     def weighted(self) -> list[Reading]:
         """The readings at the pre-activations, in the order of execution."""
-        return [reading for reading in self.sites if reading.site.weighted]
+        return list(self._weighted)
 
-    @property
+    @cached_property
+    def _weighted(self) -> tuple[Reading, ...]:
+        return tuple(reading for reading in self.sites if reading.site.weighted)
+
+    @cached_property
     def repeated(self) -> dict[str, tuple[Reading, ...]]:
         """The readings of places that are called several times, such as a cell in a loop, by the first name.
 

@@ -47,7 +47,7 @@ FULL: Final = Sizes()
 """What `gradmend atlas` builds, in about two minutes on one core."""
 
 QUICK: Final = Sizes(
-    rows=16,
+    rows=64,
     width=16,
     depths=(2, 4),
     activations=("sigmoid", "relu"),

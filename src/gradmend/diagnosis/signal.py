@@ -314,7 +314,7 @@ def _gate(profile: Profile, reading: Reading) -> bool:
 
 def hidden(profile: Profile, reading: Reading) -> bool:
     """Whether weights come after this site, so that it is not the output."""
-    return any(r.site.index > reading.site.index for r in profile.weighted())
+    return any(r.site.index > reading.site.index for r in reversed(profile.weighted()))
 
 
 def finding(
