@@ -79,7 +79,7 @@ def test_links_lead_from_page_to_page(browser: Browser, site: Path) -> None:
             assert page.locator("[aria-current=page]").inner_text() == leaf.title
             assert page.locator("h1").count() == 1
         page.goto((site / INDEX).as_uri())
-        for leaf, link in zip(LEAVES, page.locator("td a").all(), strict=True):
+        for leaf, link in zip(LEAVES, page.locator(".links a").all(), strict=True):
             assert (link.inner_text(), link.get_attribute("href")) == (leaf.title, f"{leaf.name}.html")
 
 

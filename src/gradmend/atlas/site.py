@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import torch
-from markupsafe import escape
 from plotly.offline import get_plotlyjs
 
 from gradmend.atlas import (
@@ -28,23 +26,15 @@ from gradmend.atlas import (
 from gradmend.atlas.sizes import FULL, Sizes
 from gradmend.atlas.words import COMMAND, TITLE
 from gradmend.errors import GradmendError, suggest
-from gradmend.language import LANGUAGES, translated
+from gradmend.language import LANGUAGES
 from gradmend.report.page import render
-from gradmend.report.parts import Page, Section, Table
+from gradmend.report.parts import Links, Page, Section
 
 MARKER: Final = "gradmend-atlas"
 """A file of this name says that a folder is one of ours, and may be built again."""
 
 INDEX: Final = "index.html"
 _PLOTLY: Final = "plotly.js"
-_PLACE: Final = '<main id="main"'
-_ADDRESS: Final = re.compile(r"(https://[^\s<>\"]+)(?=</p>)")
-"""That of a source, which ends its paragraph."""
-
-_CELL: Final = re.compile(r"<tr><td>([^<]+)</td>")
-"""The title of a page in the index."""
-
-_HERE: Final = ' aria-current="page"'
 
 
 @dataclass(frozen=True)
@@ -126,7 +116,7 @@ def build(
 
 def index() -> Page:
     """The first page: what there is, and in which order to read it."""
-    rows = tuple((leaf.title, leaf.question) for leaf in LEAVES)
+    rows = tuple((f"{leaf.name}.html", leaf.title, leaf.question) for leaf in LEAVES)
     return Page(
         TITLE,
         "Why deep networks learn, and why they do not: measured, not drawn.",
@@ -138,7 +128,7 @@ def index() -> Page:
                     "A deep network learns by a gradient that has to get through all of its layers. Most "
                     "of what goes wrong goes wrong on that way. Each page shows one piece of it, with "
                     "dials to turn.",
-                    Table(("page", "question"), rows),
+                    Links(rows),
                     "All pictures are measurements of small networks, made by gradmend on this machine. "
                     "Lines called theory are mean-field predictions for infinitely wide networks; "
                     "nothing in them is fitted. Below each picture stand the lines that make it again.",
@@ -169,21 +159,9 @@ def room(folder: Path) -> None:
 
 
 def _write(path: Path, page: Page, lang: str) -> None:
-    text = _ADDRESS.sub(r'<a href="\1">\1</a>', render(page, lang, plotly=_PLOTLY))
-    if path.name == INDEX:
-        names = iter(LEAVES)
-        text = _CELL.sub(lambda cell: f'<tr><td><a href="{next(names).name}.html">{cell[1]}</a></td>', text)
-    path.write_text(text.replace(_PLACE, f"{_ways(path.name, lang)}\n{_PLACE}", 1), encoding="utf-8")
-
-
-def _ways(name: str, lang: str) -> str:
-    """Links to all pages; the one that they stand in is marked."""
     ways = ((INDEX, TITLE), *((f"{leaf.name}.html", leaf.title) for leaf in LEAVES))
-    links = (
-        f'<li><a href="{escape(to)}"{_HERE if to == name else ""}>{escape(translated(title, lang))}</a></li>'
-        for to, title in ways
-    )
-    return f'<nav aria-label="{escape(translated("Pages", lang))}"><ol>{"".join(links)}</ol></nav>'
+    known = tuple(("" if address == path.name else address, title) for address, title in ways)
+    path.write_text(render(replace(page, ways=known), lang, plotly=_PLOTLY), encoding="utf-8")
 
 
 @contextmanager

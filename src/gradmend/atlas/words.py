@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradmend.report.parts import Page, Section
+from gradmend.report.parts import Links, Page, Section
 
 COMMAND = "gradmend atlas out/"
 TITLE = "Atlas of deep learning"
@@ -24,4 +24,4 @@ def sheet(title: str, verdict: str, *sections: Section) -> Page:
 
 def sources(*rows: tuple[str, str]) -> Section:
     """Where to read on: (authors, title, year) and the address, each."""
-    return Section("Sources", tuple(f"{words}, {address}" for words, address in rows))
+    return Section("Sources", (Links(tuple((address, words, "") for words, address in rows)),))

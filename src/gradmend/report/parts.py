@@ -76,7 +76,19 @@ class Dial:
     words: str = ""
 
 
-Part: TypeAlias = str | Figure | Code | Card | Table | Dial
+@dataclass(frozen=True)
+class Links:
+    """Where to read on.
+
+    Args:
+        rows: an address, which is that of a file beside the page or begins with https; what is there; and a
+            sentence about it.
+    """
+
+    rows: tuple[tuple[str, str, str], ...]
+
+
+Part: TypeAlias = str | Figure | Code | Card | Table | Dial | Links
 """A text is a paragraph."""
 
 
@@ -99,6 +111,7 @@ class Page:
         sections: from top to bottom.
         notes: what else is to be known, at the end.
         command: that makes this page again.
+        ways: addresses and titles of the pages beside it, this one among them without an address.
     """
 
     title: str
@@ -107,3 +120,4 @@ class Page:
     sections: tuple[Section, ...]
     notes: tuple[str, ...] = ()
     command: str = ""
+    ways: tuple[tuple[str, str], ...] = ()
