@@ -20,6 +20,9 @@ from browsing import chromium, opened, seen
 
 LOOKS = {"light": {}, "dark": {"dark": True}, "narrow": {"width": 400}}
 
+_ATLAS = 12_000_000
+"""Bytes that it may take."""
+
 TRAINING = """
 import torch
 from torch import nn
@@ -65,6 +68,8 @@ def _make(folder: Path) -> None:
         for old in folder.glob(line.partition("--report ")[2].split(" ")[0] or "-"):
             old.unlink()
         subprocess.run([sys.executable, "-m", "gradmend", *line.split()], cwd=folder, check=False)
+    size = sum(each.stat().st_size for each in (folder / "atlas").iterdir())
+    assert size < _ATLAS, f"The atlas takes {size} bytes."
     mkdocs = [
         sys.executable,
         "-m",

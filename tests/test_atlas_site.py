@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from browsing import opened, seen, violations
-from gradmend.atlas import FULL, QUICK, build
+from gradmend.atlas import QUICK, build
 from gradmend.atlas.site import INDEX, LEAVES, MARKER, room
 from gradmend.errors import GradmendError
 from gradmend.study.file import shipped
@@ -116,9 +116,3 @@ def test_code_of_a_page_runs(site: Path, name: str) -> None:
             assert block.split()[-1] in shipped()
         elif not block.startswith("gradmend"):
             exec(block, {})
-
-
-@pytest.mark.slow
-def test_the_whole_site_is_small(tmp_path: Path) -> None:
-    build(tmp_path, sizes=FULL)
-    assert sum(each.stat().st_size for each in tmp_path.iterdir()) < 12_000_000

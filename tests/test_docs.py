@@ -17,7 +17,7 @@ import pytest
 from typer.main import get_command
 
 import gradmend as gm
-from browsing import browser, opened, violations  # noqa: F401
+from browsing import opened, violations
 from documents import alike, blocks, run
 from gradmend.causes import Cause
 from gradmend.cli import app
@@ -129,7 +129,7 @@ def address(site: Path) -> Iterator[str]:
 
 
 def test_the_site_asks_for_nothing_outside_and_is_for_everybody(
-    browser: Browser,  # noqa: F811
+    browser: Browser,
     address: str,
 ) -> None:
     for name, dark, width in (("index", False, 1280), ("theory", True, 1280), ("choose", False, 400)):
@@ -140,7 +140,7 @@ def test_the_site_asks_for_nothing_outside_and_is_for_everybody(
             assert not wide
 
 
-def test_formulas_and_examples_are_drawn(browser: Browser, site: Path) -> None:  # noqa: F811
+def test_formulas_and_examples_are_drawn(browser: Browser, site: Path) -> None:
     with opened(browser, site / "theory.html") as page:
         assert page.locator("math").count() > 20
         assert page.locator("merror, .arithmatex").count() == 0
@@ -150,7 +150,7 @@ def test_formulas_and_examples_are_drawn(browser: Browser, site: Path) -> None: 
         assert page.locator("details.example").count() == len(cards()) - len(FEW)
 
 
-def test_search_finds_from_disk(browser: Browser, site: Path) -> None:  # noqa: F811
+def test_search_finds_from_disk(browser: Browser, site: Path) -> None:
     with opened(browser, site / "index.html") as page:
         page.keyboard.press("/")
         page.keyboard.type("vanishing gradient")

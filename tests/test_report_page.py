@@ -193,10 +193,8 @@ def test_paper_is_light_and_shows_all(browser: Browser, tmp_path: Path) -> None:
         page.emulate_media(media="print")
         until(page, "document.querySelectorAll('.js-plotly-plot').length === 2")
         until(page, f"{COLOUR} === '#0072B2'")
-        widths = page.eval_on_selector_all(
-            ".main-svg", "all => all.map((e) => e.getBoundingClientRect().width)"
-        )
-        assert max(widths) <= 680
+        widths = "[...document.querySelectorAll('.main-svg')].map((e) => e.getBoundingClientRect().width)"
+        until(page, f"Math.max(...{widths}) <= 680")
         assert not page.locator("#theme").is_visible()
         assert not page.locator(".copy").is_visible()
         assert page.evaluate(UNCUT)
