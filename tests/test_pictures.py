@@ -17,10 +17,11 @@ from gradmend.look import Look
 from gradmend.pictures.curves import Curve, history, trials
 from gradmend.pictures.depth import Mark, Track, aligned, depth
 from gradmend.pictures.labels import safe, ticks
-from gradmend.pictures.phase import Place, phase, plane
+from gradmend.pictures.phase import Place, phase
 from gradmend.pictures.ridges import Ridges, ridges
 from gradmend.pictures.thinning import extremes, thinned
 from gradmend.pictures.time import Series, through_time
+from gradmend.theory.plane import plane
 
 HOSTILE = "<script>alert('1')</script>"
 NUMBERS = st.floats(width=32) | st.sampled_from([math.nan, math.inf, -math.inf, 0.0])

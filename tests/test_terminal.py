@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from torch import Tensor, nn
@@ -255,6 +255,7 @@ def test_a_step_that_is_not_finite_shows_how_the_signal_went() -> None:
     assert "█" in text
 
 
+@example("111//", 3)
 @given(st.text(st.sampled_from("ab1.9_/層\x1b"), max_size=60), st.integers(1, 40))
 def test_shortened_names_fit_and_keep_their_ends(name: str, width: int) -> None:
     short = shortened(name, width)

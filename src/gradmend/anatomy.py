@@ -68,6 +68,11 @@ class Site:
         return self.kind in ("linear", "convolution")
 
     @property
+    def label(self) -> str:
+        """Its name; that of the module alone where the function stands for the whole module."""
+        return self.name.removesuffix(f".{self.function}") if self.kind == "attention" else self.name
+
+    @property
     def units(self) -> int:
         """How many features or channels it has."""
         return self.shape[self.unit_dim]

@@ -301,7 +301,7 @@ def shortened(name: str, width: int) -> str:
         text = _joined(parts)
         begin, over = text.find("…"), max(0, cell_len(text) - width)
         if over == 0 or begin - over >= _HEAD:
-            return set_cell_size(text, begin - over) + text[begin:] if over else text
+            return _head(text, begin - over) + text[begin:] if over else text
     return _fitted(_joined(parts), width)
 
 
@@ -320,9 +320,13 @@ def _fitted(text: str, width: int) -> str:
         return text
     tail = set_cell_size(text[::-1], 2 * (width - 1) // 3)[::-1].strip()
     tail = tail.lstrip("0123456789") if text[-len(tail) - 1].isdigit() else tail
-    head = set_cell_size(text, max(0, width - 1 - cell_len(tail))).rstrip()
-    head = head.rstrip("0123456789") if text[len(head)].isdigit() else head
+    head = _head(text, max(0, width - 1 - cell_len(tail)))
     return _LEFT_OUT.sub("…", f"{head}…{tail}")
+
+
+def _head(text: str, width: int) -> str:
+    head = set_cell_size(text, width).rstrip()
+    return head.rstrip("0123456789") if text[len(head)].isdigit() else head
 
 
 def one_line(text: str) -> str:

@@ -24,8 +24,6 @@ _LAYERS: Final = frozenset(("linear", "convolution", "embedding", "recurrent", "
 _NEVER_FLAT: Final = 0.25
 """An activation with so many zeros is one that has a flat side; there the share of dead units tells more."""
 
-_LOOP: Final = 4
-"""A layer that is called so many times is a loop over steps."""
 _SHALLOW: Final = 4
 """In a network of no more layers the gradient through time tells most."""
 _WAYS: Final = ("forward", "backward")
@@ -44,7 +42,7 @@ class Portrait:
         parameters: one reading per parameter.
         inputs: what the first layer gets.
         expected: what theory predicts, by the index of the site.
-        repeated: the readings of places that are called several times.
+        loops: the readings of what is called step by step.
     """
 
     anatomy: Anatomy
@@ -52,7 +50,7 @@ class Portrait:
     parameters: tuple[ParameterReading, ...]
     inputs: InputReading | None
     expected: Mapping[int, Expected]
-    repeated: Mapping[str, tuple[Reading, ...]]
+    loops: tuple[tuple[Reading, ...], ...]
 
 
 def portraits(
@@ -95,11 +93,6 @@ def _in_plane(steps: Mapping[str, Portrait], dark: bool) -> dict[str, Figure]:
     return {"phase": phase(last.activation, last.name, same, dark, last.unit)}
 
 
-def label(site: Site) -> str:
-    """Its name; that of the module alone where the function is one that stands for the whole module."""
-    return site.name.removesuffix(f".{site.function}") if site.kind == "attention" else site.name
-
-
 def layers(step: Portrait) -> list[Reading]:
     """The readings where weights act; all of them in a network without any."""
     found = [reading for reading in step.sites if reading.site.kind in _LAYERS]
@@ -124,7 +117,7 @@ def track(step: Portrait) -> Track:
         "dead": [end.dead if end else None for end in ends],
         "cosine": [_number(reading.cosine) for reading in shown],
     }
-    return Track(tuple(label(r.site) for r in shown), measured, expected if any(guesses) else {})
+    return Track(tuple(r.site.label for r in shown), measured, expected if any(guesses) else {})
 
 
 def _saturated(reading: Reading | None) -> float | None:
@@ -146,7 +139,7 @@ def _owners(step: Portrait, names: frozenset[str]) -> Iterable[str]:
     """The last layer up to each site of these names, and those that have a parameter of such a name."""
     shown, last = {reading.site.index for reading in layers(step)}, ""
     for site in step.anatomy.sites:
-        last = label(site) if site.index in shown else last
+        last = site.label if site.index in shown else last
         if last and (site.name in names or not names.isdisjoint(site.parameters)):
             yield last
 
@@ -156,11 +149,10 @@ def series(step: Portrait) -> Iterator[Series]:
     for reading in step.sites:
         if reading.time and reading.time.gradients:
             yield from _fused(reading, reading.time)
-    for calls in step.repeated.values():
-        first = calls[0]
-        if len(calls) >= _LOOP and (first.time or first.site.weighted) and first.gradient is not None:
+    for calls in step.loops:
+        if calls[0].gradient is not None:
             sizes = tuple(call.gradient or 0.0 for call in reversed(calls))
-            yield Series(first.site.name, tuple(range(len(sizes))), sizes)
+            yield Series(calls[0].site.name, tuple(range(len(sizes))), sizes)
 
 
 def _fused(reading: Reading, time: TimeReading) -> Iterator[Series]:
@@ -171,7 +163,7 @@ def _fused(reading: Reading, time: TimeReading) -> Iterator[Series]:
         factor = max((path.growth for path in time.paths[way::ways]), default=math.nan)
         if len(points) > 2:
             back, sizes = zip(*points, strict=True)
-            yield Series(label(reading.site) + direction, back, sizes, factor)
+            yield Series(reading.site.label + direction, back, sizes, factor)
 
 
 @dataclass(frozen=True)
@@ -237,4 +229,4 @@ def _steps(step: Portrait, site: Site, size: float) -> Place:
     state, given = known[weights], known[weights.replace("weight_hh", "weight_ih")]
     biases = [known.get(weights.replace("weight_hh", bias)) for bias in ("bias_ih", "bias_hh")]
     drive = given.shape[-1] * given.rms**2 * size + sum(bias.rms**2 for bias in biases if bias)
-    return Place(label(site), state.shape[-1] * state.rms**2, drive)
+    return Place(site.label, state.shape[-1] * state.rms**2, drive)

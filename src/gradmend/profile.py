@@ -18,6 +18,7 @@ from gradmend.anatomy import INPUT, Anatomy
 from gradmend.console import BLUE, Fitted, Printable, bar, number, one_line, plain_data, shortened
 from gradmend.disturbance import Disturbance
 from gradmend.expected import expect
+from gradmend.pictures.labels import spread_out
 from gradmend.readings import (
     Contract,
     Expected,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from gradmend.portrait import Portrait
+
+_LOOP = 4
+"""What is called so many times is a loop over steps."""
 
 ROWS = 20
 """A picture of more sites than this shows some of them, evenly spaced."""
@@ -95,6 +99,12 @@ class Profile(Printable):
             calls.setdefault((place, reading.site.parameters), []).append(reading)
         return {found[0].site.name: tuple(found) for found in calls.values() if len(found) > 1}
 
+    @cached_property
+    def loops(self) -> tuple[tuple[Reading, ...], ...]:
+        """The readings of recurrent cells, and of what else has weights, that are called step by step."""
+        found = [calls for calls in self.repeated.values() if len(calls) >= _LOOP]
+        return tuple(calls for calls in found if calls[0].time or calls[0].site.weighted)
+
     @property
     def residuals(self) -> tuple[ResidualReading, ...]:
         """What each branch adds to its stream, at the sums of two sites."""
@@ -134,7 +144,7 @@ class Profile(Printable):
         """What pictures show of it."""
         from gradmend.portrait import Portrait
 
-        return Portrait(self.anatomy, self.sites, self.parameters, self.inputs, self.expected, self.repeated)
+        return Portrait(self.anatomy, self.sites, self.parameters, self.inputs, self.expected, self.loops)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: numbers, strings, lists; NaN and infinity become None."""
@@ -157,7 +167,7 @@ def depth_picture(profile: Profile) -> RenderableType:
 
 def _depth_picture(profile: Profile, width: int) -> RenderableType:
     readings = [r for r in profile.weighted() if r.gradient_norm is not None] or list(profile.sites)
-    shown = _thinned(readings)
+    shown = [readings[place] for place in spread_out(len(readings), ROWS)]
     logs, predicted, quantity = _logarithms(profile, shown)
     names = [one_line(reading.site.name) for reading in shown]
     columns = {
@@ -213,12 +223,6 @@ def _bars(logs: Sequence[float], predicted: Sequence[float], width: int) -> list
 def _notes(profile: Profile, shown: int, all_: int) -> list[str]:
     few = [f"{shown} of {all_} layers shown."] if shown < all_ else []
     return [*few, f"Not predicted: {profile.unpredictable}."] if profile.unpredictable else few
-
-
-def _thinned(readings: Sequence[Reading]) -> list[Reading]:
-    if len(readings) <= ROWS:
-        return list(readings)
-    return [readings[round(i * (len(readings) - 1) / (ROWS - 1))] for i in range(ROWS)]
 
 
 def _log10(value: float | None) -> float:

@@ -103,9 +103,14 @@ class RecordedModel(Printable):
         plain: dict[str, Any] = plain_data(replace(self, curves={}, heats=dict))
         return {name: value for name, value in plain.items() if name not in ("curves", "heats")}
 
-    def __rich__(self) -> RenderableType:
+    @property
+    def size(self) -> str:
+        """How long it trained, and from which loss to which."""
         losses = "" if self.loss is None else f", loss {number(self.loss[0], 4)} to {number(self.loss[1], 4)}"
-        head = Text.assemble((one_line(self.name), "bold"), f", {self.steps} steps{losses}")
+        return f"{self.steps} steps{losses}"
+
+    def __rich__(self) -> RenderableType:
+        head = Text.assemble((one_line(self.name), "bold"), f", {self.size}")
         found = [part for entry in self.findings for part in (entry.finding, _span(entry))]
         said = [*(f"step {act.step}: {act.text}" for act in self.acts), *self.notes]
         return Group(head, *found, *(Text(one_line(note), style="dim") for note in said))

@@ -164,12 +164,10 @@ def _keep(kept: dict[int, Tensor], place: int, gradient: Tensor) -> None:
 
 def _hidden(anatomy: Anatomy) -> dict[int, str]:
     """The names of all layers but the last, by where they give their output: behind their activation."""
-    from gradmend.portrait import label  # loads plotly
-
     layers = [site for site in anatomy.sites if site.weighted or site.kind in ("recurrent", "attention")]
     places: dict[int, str] = {}
     for site in layers[:-1]:
-        places.setdefault((anatomy.activation_after(site) or site).index, label(site))
+        places.setdefault((anatomy.activation_after(site) or site).index, site.label)
     return places
 
 

@@ -77,6 +77,23 @@ class Finding(Printable):
     where: tuple[str, ...] = ()
     evidence: tuple[str, ...] = ()
 
+    @property
+    def numbers(self) -> str:
+        """What was measured against what is expected, in words; "" if nothing was.
+
+        >>> Finding(Cause.PLATEAU, Severity.NOTE, "It rests.", 1.5, 1.0, "loss").numbers
+        '1.5, expected 1 (loss)'
+        """
+        if self.measured is None:
+            return ""
+        against = f", expected {number(self.expected)}" if self.expected is not None else ""
+        return f"{number(self.measured)}{against}" + (f" ({self.unit})" if self.unit else "")
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """`where`, relative to where the user stands if it lies below."""
+        return tuple(line.removeprefix(f"{Path.cwd()}/") for line in self.where)
+
     def __rich__(self) -> RenderableType:
         return Fitted(self._lines)
 
@@ -89,13 +106,10 @@ class Finding(Printable):
         below = [shortened(name, width - _INDENT - 1) for name in self.sites if not places]
         details = [f"at {lines(below, 1)}"] if below else []
         details.append(one_line(self.sentence))
-        if self.measured is not None:
-            against = f", expected {number(self.expected)}" if self.expected is not None else ""
-            unit = f" ({self.unit})" if self.unit else ""
-            details.append(f"measured {number(self.measured)}{against}{unit}")
+        details.extend([f"measured {self.numbers}"] if self.numbers else [])
         details.extend(map(one_line, self.evidence))
         if self.where:
-            details.append(lines([shortened(_short(line), width - _INDENT - 1) for line in self.where]))
+            details.append(lines([shortened(line, width - _INDENT - 1) for line in self.places]))
         return Group(head, *(Padding(Text(detail), (0, 0, 0, _INDENT)) for detail in details))
 
 
@@ -183,9 +197,3 @@ def _fitting(names: Sequence[str], width: int) -> str:
     """As many names as there is room for, and how many more there are; "" where there is none for one."""
     told = (lines([one_line(name) for name in names], most) for most in range(_MOST, 0, -1))
     return next((text for text in told if cell_len(text) <= width), "")
-
-
-def _short(line: str) -> str:
-    """`file:line` relative to where the user stands, if it lies below."""
-    here = str(Path.cwd()) + "/"
-    return line.removeprefix(here)

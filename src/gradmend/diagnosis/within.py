@@ -19,9 +19,6 @@ from gradmend.readings import Reading, Response
 _NO_PROGRESS = 0.02
 """Steps that lower the loss of their own batch by less than this share of it achieve nothing."""
 
-_LOOP = 4
-"""So many calls of one cell, or of one layer, are steps in time."""
-
 _ONE_KEY, _HUGE = 0.05, 10.0
 """Entropy below which a head attends to one key, and the rms of logits that flattens a softmax: exp(-10)."""
 
@@ -153,10 +150,8 @@ def _logs(profile: Profile, reading: Reading) -> list[tuple[float, int]]:
     """Per direction: ln of the squared gradient at the far end over that at the near one, and the steps."""
     if reading.time and reading.time.gradients:
         return [_ends(points) for points in reading.time.gradients if len(points) > 2]
-    calls = profile.repeated.get(reading.site.name, ())
-    if not (reading.time or reading.site.weighted) or len(calls) < _LOOP or calls[0] is not reading:
-        return []
-    return [_ends([(i, call.gradient or 0.0) for i, call in enumerate(reversed(calls))])]
+    loop = next((calls for calls in profile.loops if calls[0] is reading), ())
+    return [_ends([(i, call.gradient or 0.0) for i, call in enumerate(reversed(loop))])] if loop else []
 
 
 def _ends(points: Sequence[tuple[int, float]]) -> tuple[float, int]:

@@ -15,6 +15,8 @@ from plotly.subplots import make_subplots
 
 from gradmend.console import lines, number
 from gradmend.look import Look, logarithmic
+from gradmend.pictures.labels import elided
+from gradmend.pictures.lines import band
 from gradmend.pictures.thinning import MOST, Thinned, thinned
 
 MOST_RUNS, MOST_LANES, _MOST_SMALL = 8, 6, 12
@@ -126,8 +128,7 @@ def short(name: str, most: int = 40) -> str:
     >>> short("python <train>.py --lr 0.1", 15)
     'python …-lr 0.1'
     """
-    half = (most - 1) // 2
-    return escape(name if len(name) <= most else f"{name[:half]}…{name[-half:]}", quote=False)
+    return escape(elided(name, most), quote=False)
 
 
 def overlay(runs: Mapping[str, Curves], look: Look) -> Figure:
@@ -238,11 +239,7 @@ def _curve(figure: Figure, steps: Counts, seen: Thinned, colour: str, name: str,
     """The median of each bin as a line, and the band of all values where steps were put together."""
     x = steps[seen.at]
     if seen.each > 1:
-        known = ~np.isnan(seen.low)
-        around = np.concatenate([seen.high[known], seen.low[known][::-1]])
-        there_and_back = np.concatenate([x[known], x[known][::-1]])
-        band = Scatter(x=there_and_back, y=around, fill="toself", fillcolor=colour, line={"width": 0})
-        figure.add_trace(band.update(opacity=0.3, mode="lines", hoverinfo="skip"), **at)
+        figure.add_trace(band(x, seen.low, seen.high, colour, 0.3), **at)
     line = Scatter(x=x, y=seen.middle, mode="lines" if len(x) > _FEW else "lines+markers", name=name)
     line.update(line={"color": colour, "width": 1.8}, marker={"color": colour, "size": 4})
     figure.add_trace(line.update(hovertemplate="step %{x}: %{y:.4g}"), **at)

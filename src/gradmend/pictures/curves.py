@@ -16,6 +16,7 @@ from plotly.subplots import make_subplots
 from gradmend.console import number
 from gradmend.look import Look, logarithmic
 from gradmend.pictures.labels import safe
+from gradmend.pictures.lines import band as filled
 from gradmend.pictures.thinning import MOST, Thinned, Values, thinned
 
 _BINS: Final = 120
@@ -140,21 +141,7 @@ def _styles(curves: Sequence[Curve], look: Look) -> Iterator[tuple[str, float]]:
 def _traces(seen: Thinned, name: str, colour: str, width: float, band: bool) -> Iterator[Scatter]:
     """A band where values were brought together, and the line of their medians."""
     if band and seen.each > 1:
-        known = np.isfinite(seen.low)
-        around = np.concatenate([seen.high[known], seen.low[known][::-1]])
-        across = np.concatenate([seen.at[known], seen.at[known][::-1]]) + 1
-        yield Scatter(
-            x=across,
-            y=around,
-            fill="toself",
-            fillcolor=colour,
-            line={"width": 0, "color": colour},
-            opacity=0.25,
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-            name=name,
-        )
+        yield filled(seen.at + 1, seen.low, seen.high, colour, 0.25, name=name)
     yield Scatter(
         x=seen.at + 1,
         y=seen.middle,

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +18,7 @@ from gradmend.console import lines
 from gradmend.look import Look
 from gradmend.pictures.course import PLAIN, Span, short
 from gradmend.pictures.labels import safe, ticks
+from gradmend.pictures.thinning import edges
 
 MOST_ROWS, MOST_COLUMNS = 120, 300
 """Larger tables are drawn in so many rows and columns: two pixels each, where a page is wide."""
@@ -108,12 +110,13 @@ def reduced(heat: Heat, scale: Scale, cells: int = CELLS) -> Cells:
     with np.errstate(all="ignore"):
         told = np.log10(table) if scale.powers else table.copy()
     told[~np.isfinite(told)] = np.nan
-    down = _starts(len(heat.names), min(MOST_ROWS, max(2, cells // 8)))
-    across = _starts(len(heat.steps), min(MOST_COLUMNS, max(1, cells // len(down))))
-    ends = [*down[1:], len(heat.names)]
+    rows = edges(len(heat.names), min(MOST_ROWS, max(2, cells // 8)))
+    down = rows[:-1]
+    columns = edges(len(heat.steps), min(MOST_COLUMNS, max(1, cells // len(down))))
+    across = columns[:-1]
     return Cells(
-        tuple(_named(heat.names[start:end]) for start, end in zip(down, ends, strict=True)),
-        heat.steps[(across + np.append(across[1:], len(heat.steps))) // 2],
+        tuple(_named(heat.names[start:end]) for start, end in pairwise(rows)),
+        heat.steps[(columns[:-1] + columns[1:]) // 2],
         _farthest(told, down, across),
         _bins(zero, down, across, np.logical_or),
         _bins(infinite, down, across, np.logical_or),
@@ -179,11 +182,6 @@ def heatmaps(runs: Mapping[str, Heat], scale: Scale, look: Look) -> Figure:
 def _named(names: Sequence[str]) -> str:
     """Of one layer its name, of several the first and the last."""
     return names[0] if len(names) == 1 else f"{names[0]}{_TO}{names[-1]}"
-
-
-def _starts(count: int, most: int) -> Starts:
-    """Where bins of nearly equal size begin."""
-    return np.arange(min(count, most)) * count // min(count, most)
 
 
 def _bins(table: Table, down: Starts, across: Starts, read: np.ufunc) -> Table:

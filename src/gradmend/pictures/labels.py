@@ -31,8 +31,17 @@ def safe(name: str, most: int = _LONG) -> str:
     for place, part in enumerate(parts[:-1]):
         if len(".".join(parts)) > most:
             parts[place] = part if part.isdigit() else part[:1]
-    text, half = ".".join(parts), (most - 1) // 2
-    return html.escape(text if len(text) <= most else f"{text[:half]}…{text[-half:]}", quote=False)
+    return html.escape(elided(".".join(parts), most), quote=False)
+
+
+def elided(text: str, most: int) -> str:
+    """A long text without its middle.
+
+    >>> elided("transformer.layers.11.attention", 15)
+    'transfo…tention'
+    """
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def spread_out(count: int, most: int) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int64, Real
 from plotly.graph_objects import Figure, Scatter
 
 from gradmend.look import logarithmic
@@ -17,6 +17,8 @@ from gradmend.pictures.thinning import extremes
 
 Values: TypeAlias = Sequence[float | None]
 """None where there is no such number."""
+
+Floats: TypeAlias = Real[np.ndarray, " points"]
 
 MOST: Final = 2000
 """Of more points than these a line keeps the extremes of each bin."""
@@ -158,6 +160,28 @@ def _beyond(given: Line, low: float, high: float) -> Iterator[Scatter]:
                 marker={"color": given.colour, "size": 7, "symbol": symbol, "line": {"color": given.colour}},
                 cliponaxis=False,
             )
+
+
+def band(x: Floats, low: Floats, high: Floats, colour: str, opacity: float, **more: Any) -> Scatter:
+    """All values between two curves; none where they are NaN.
+
+    >>> drawn = band(np.array([1.0, 2.0]), np.zeros(2), np.ones(2), "black", 0.3)
+    >>> drawn.x.tolist(), drawn.y.tolist()
+    ([1.0, 2.0, 2.0, 1.0], [1.0, 1.0, 0.0, 0.0])
+    """
+    known = ~np.isnan(low)
+    return Scatter(
+        x=np.concatenate([x[known], x[known][::-1]]),
+        y=np.concatenate([high[known], low[known][::-1]]),
+        mode="lines",
+        fill="toself",
+        fillcolor=colour,
+        line={"width": 0, "color": colour},
+        opacity=opacity,
+        hoverinfo="skip",
+        showlegend=False,
+        **more,
+    )
 
 
 def runs(flags: Bool[np.ndarray, " flags"]) -> list[tuple[int, int]]:

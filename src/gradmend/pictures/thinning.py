@@ -51,13 +51,13 @@ def thinned(values: Values, most: int = MOST) -> Thinned:
         ([1.0, 4.0], [2.0, 4.0], [5.0, 4.0], [False, True], 3)
     """
     series = np.asarray(values, dtype=np.float64)
-    edges = _edges(len(series), most)
-    bins = [series[start:end] for start, end in pairwise(edges)]
+    cuts = edges(len(series), most)
+    bins = [series[start:end] for start, end in pairwise(cuts)]
     finite = [each[np.isfinite(each)] for each in bins]
     low, middle, high = (_each(read, finite) for read in (np.min, np.median, np.max))
     lost = np.array([len(kept) < len(each) for kept, each in zip(finite, bins, strict=True)], dtype=bool)
-    at = (edges[:-1] + edges[1:] - 1) // 2
-    return Thinned(at, low, middle, high, lost, int(np.diff(edges).max(initial=1)))
+    at = (cuts[:-1] + cuts[1:] - 1) // 2
+    return Thinned(at, low, middle, high, lost, int(np.diff(cuts).max(initial=1)))
 
 
 def extremes(values: Values, most: int) -> Int64[np.ndarray, " kept"]:
@@ -82,13 +82,17 @@ def extremes(values: Values, most: int) -> Int64[np.ndarray, " kept"]:
         return np.arange(len(series))
     finite = np.isfinite(series)
     sides = np.where(finite, series, np.inf), np.where(finite, -series, np.inf)
-    bins = list(pairwise(_edges(len(series), max(1, (most - 2) // 2))))
+    bins = list(pairwise(edges(len(series), max(1, (most - 2) // 2))))
     found = [start + int(np.argmin(side[start:end])) for side in sides for start, end in bins]
     return np.unique([0, *found, len(series) - 1])
 
 
-def _edges(count: int, most: int) -> Int64[np.ndarray, " edges"]:
-    """Where bins begin, and the end of the last."""
+def edges(count: int, most: int) -> Int64[np.ndarray, " edges"]:
+    """Where bins of nearly equal length begin, and the end of the last.
+
+    >>> edges(5, 2).tolist()
+    [0, 2, 5]
+    """
     return np.arange(min(count, most) + 1) * count // max(1, min(count, most))
 
 

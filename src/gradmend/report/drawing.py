@@ -12,6 +12,7 @@ from typing import Any, Final
 from plotly.graph_objects import Figure
 
 from gradmend.look import Look, swapped
+from gradmend.pictures.labels import elided
 
 _TAG: Final = re.compile(r"<(?!/?(?:br|b|i|sup|sub|extra)>)")
 _ANY_TAG: Final = re.compile(r"<[^>]*>")
@@ -71,7 +72,7 @@ def drawn(figure: Figure, say: Callable[[str], str] = str) -> Drawing:
 
 
 def _harmless(value: Any, say: Callable[[str], str], shown: bool = False) -> Any:
-    """The same data with its texts translated, shortened, and without tags that plotly would obey."""
+    """The same data with its texts translated, elided, and without tags that plotly would obey."""
     if isinstance(value, dict):
         return {key: _harmless(each, say, _shown(key, each)) for key, each in value.items()}
     if isinstance(value, list):
@@ -89,17 +90,7 @@ def _numbers(values: list[Any]) -> bool:
 
 
 def _label(text: str) -> str:
-    return _TAG.sub("&lt;", shortened(text))
-
-
-def shortened(text: str, most: int = _MOST) -> str:
-    """A long text without its middle.
-
-    >>> shortened("transformer.layers.11.attention", 15)
-    'transfo…tention'
-    """
-    half = (most - 1) // 2
-    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+    return _TAG.sub("&lt;", elided(text, _MOST))
 
 
 def _bare(text: str) -> str:

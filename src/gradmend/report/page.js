@@ -9,7 +9,7 @@ window.gradmend = (() => {
   const MOST_ROWS = 500; // of a table of numbers
   const FOCUS = "a, button, summary, input, select, [tabindex]";
   const figures = new Map(); // id -> its JSON, and once it is drawn what that says
-  let style, words, near;
+  let style, words, near, printing;
 
   // Browsers may forbid a page on disk to remember.
   const remembered = () => { try { return localStorage.getItem("gradmend-theme"); } catch { return null; } };
@@ -51,12 +51,14 @@ window.gradmend = (() => {
     return held?.made;
   }
 
-  function draw(box, width) {
+  function draw(box) {
     const held = figure(box.dataset.shown);
     box.dataset.drawn = "";
     if (!held) { Plotly.purge(box); return; }
     const layout = painted({ ...held.layout, template: style.template });
-    const size = width ? { width, autosize: false } : { autosize: true };
+    // With a width alone plotly would take that of the window once it changes.
+    const sheet = { width: PAPER, height: box.clientHeight, autosize: false };
+    const size = printing || paper.matches ? sheet : { autosize: true };
     const config = { displayModeBar: false, responsive: true, showTips: false, doubleClick: "reset" };
     Plotly.react(box, painted(held.data), { ...layout, ...size }, config);
   }
@@ -65,7 +67,8 @@ window.gradmend = (() => {
   const redraw = () => boxes().filter((box) => "drawn" in box.dataset).forEach((box) => draw(box));
 
   function print(on) {
-    for (const box of boxes()) if (on || "drawn" in box.dataset) draw(box, on ? PAPER : undefined);
+    printing = on;
+    for (const box of boxes()) if (on || "drawn" in box.dataset) draw(box);
   }
 
   // The numbers of a figure as rows of texts: what hovering tells, for those who do not hover.

@@ -48,7 +48,9 @@ _JINJA: Final = Environment(
 )
 
 
-def render(page: Page, lang: str = "en", *, plotly: str = "", nonce: str = "", more: str = "") -> str:
+def render(
+    page: Page, lang: str = "en", *, plotly: str = "", nonce: str = "", more: str = "", head: str = ""
+) -> str:
     """One HTML file that works without a network, from a disk or a server.
 
     Args:
@@ -57,6 +59,7 @@ def render(page: Page, lang: str = "en", *, plotly: str = "", nonce: str = "", m
         plotly: the address of a file with plotly's code; by default the code is in the page.
         nonce: of scripts and styles, where a server says what is allowed; otherwise the page says it.
         more: a script that follows all others.
+        head: HTML of a server's own at the end of the head.
 
     Example:
         >>> text = render(Page("net.py", "Healthy: <nothing> found.", "good", ()))
@@ -77,6 +80,7 @@ def render(page: Page, lang: str = "en", *, plotly: str = "", nonce: str = "", m
         plotly=plotly,
         heights=sorted(set(re.findall(r'data-height="(\d+)"', held["html"]))),
         css=Markup(_text("page.css")),
+        head=Markup(head),
         scripts=[Markup(script) for script in scripts],
         main=Markup(held["html"]),
         style=Markup(_safe(json.dumps(told))),

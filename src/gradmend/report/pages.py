@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Final
 
 from gradmend.console import lines, number
@@ -17,7 +16,7 @@ from gradmend.remedies.card import card as remedy_card
 from gradmend.report.parts import Card, Code, Page, Part, Section, Table
 from gradmend.spread import Spread, compared
 from gradmend.training import Trial
-from gradmend.treatment import Treatment
+from gradmend.treatment import Treatment, ranked
 
 _TONES: Final = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.NOTE: "note"}
 _PLACES, _REASONS = 6, 8
@@ -118,7 +117,7 @@ def card(finding: Finding, *more: str) -> Card:
         tone=_TONES[finding.severity],
         lines=(finding.sentence, *finding.evidence, *more),
         facts=(*_facts(finding), ("To treat it", illness.cure)),
-        where=_few([_short(line) for line in finding.where]),
+        where=_few(finding.places),
         more=(
             ("Why it happens", illness.why),
             ("How it shows", illness.signs),
@@ -129,20 +128,12 @@ def card(finding: Finding, *more: str) -> Card:
 
 def _facts(finding: Finding) -> list[tuple[str, str]]:
     facts = [("At", lines(finding.sites))] if finding.sites else []
-    if finding.measured is not None:
-        against = f", expected {number(finding.expected)}" if finding.expected is not None else ""
-        facts.append(("Measured", f"{number(finding.measured)}{against} ({finding.unit})"))
-    return facts
+    return [*facts, ("Measured", finding.numbers)] if finding.numbers else facts
 
 
 def _few(places: Sequence[str]) -> tuple[str, ...]:
     more = (f"and {len(places) - _PLACES} more",) if len(places) > _PLACES else ()
     return (*places[:_PLACES], *more)
-
-
-def _short(line: str) -> str:
-    """`file:line` relative to where the user stands, if it lies below."""
-    return line.removeprefix(f"{Path.cwd()}/")
 
 
 def _findings(diagnosis: Diagnosis) -> list[Part]:
@@ -224,11 +215,7 @@ def _change(change: Change) -> Card:
 
 
 def _trials(trials: Sequence[Trial]) -> Table:
-    """The longest run of each, the untreated setup first."""
-    longest = {t.label: t for t in sorted(trials, key=lambda t: len(t.losses))}
-    first, *rest = [longest[label] for label in dict.fromkeys(t.label for t in trials)]
-    rest.sort(key=lambda t: (-len(t.losses), t.final_loss))
-    rows = [(t.label, str(len(t.losses)), _loss(t), _share(t.accuracy)) for t in (first, *rest)]
+    rows = [(t.label, str(len(t.losses)), _loss(t), _share(t.accuracy)) for t in ranked(trials)]
     return Table(
         ("trial", "steps", "loss", "accuracy"), tuple(rows), "Those that did worse were ended early."
     )

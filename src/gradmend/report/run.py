@@ -137,12 +137,8 @@ def _run(run: RecordedRun, several: bool, drawn: Callable[[RecordedModel], list[
 def _findings(run: RecordedRun, model: RecordedModel) -> list[Part]:
     """The worst first, and what lasted before what has passed."""
     order = sorted(model.findings, key=lambda e: (e.ended is not None, -e.finding.severity, e.began))
-    about = [f"{model.name}, {model.steps} steps{_losses(model)}; {run.started}, {run.outcome}."]
+    about = [f"{model.name}, {model.size}; {run.started}, {run.outcome}."]
     return [*about, *(card(entry.finding, _span(entry)) for entry in order)]
-
-
-def _losses(model: RecordedModel) -> str:
-    return "" if model.loss is None else f", loss {number(model.loss[0], 4)} to {number(model.loss[1], 4)}"
 
 
 def _span(entry: Lasted) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import Float64
 from plotly.graph_objects import Figure, Scatter
 
 from gradmend.look import Look, folded, logarithmic
+from gradmend.pictures.lines import band as filled
 from gradmend.study.grid import Grid
 from gradmend.study.outcome import DIVERGED, DONE, Outcome
 
@@ -108,21 +109,8 @@ def band(curves: Table) -> Band:
 
 def _add(figure: Figure, curves: Table, words: str, colour: str, top: float, factor: float) -> None:
     seen = band(curves)
-    around = np.concatenate([np.minimum(seen.high, top), np.minimum(seen.low, top)[::-1]])
-    there_and_back = np.concatenate([seen.steps, seen.steps[::-1]])
-    figure.add_trace(
-        Scatter(
-            x=there_and_back,
-            y=factor * around,
-            fill="toself",
-            fillcolor=colour,
-            opacity=0.18,
-            line={"width": 0},
-            hoverinfo="skip",
-            showlegend=False,
-            legendgroup=words,
-        )
-    )
+    low, high = (factor * np.minimum(side, top) for side in (seen.low, seen.high))
+    figure.add_trace(filled(seen.steps, low, high, colour, 0.18, legendgroup=words))
     middle = np.where(np.isfinite(seen.middle), factor * seen.middle, np.nan)
     line = {"color": colour, "width": 2}
     figure.add_trace(Scatter(x=seen.steps, y=middle, name=folded(words), line=line, legendgroup=words))

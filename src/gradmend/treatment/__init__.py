@@ -123,11 +123,16 @@ def _table(trials: Sequence[Trial]) -> Table:
     table.add_column("trial")
     for heading in ("steps", "loss", "accuracy"):
         table.add_column(heading, justify="right", no_wrap=True)
-    best_first = sorted(_distinct(trials), key=lambda trial: (-len(trial.losses), trial.final_loss))
-    for trial in sorted(best_first, key=lambda trial: trial.label != UNTREATED):
+    for trial in ranked(trials):
         accuracy = "-" if trial.accuracy is None else f"{trial.accuracy:.1%}"
         table.add_row(Text(one_line(trial.label)), str(len(trial.losses)), number(trial.final_loss), accuracy)
     return table
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """The longest of each plan: the untreated setup, then what got furthest, the best first."""
+    best_first = sorted(_distinct(trials), key=lambda trial: (-len(trial.losses), trial.final_loss))
+    return sorted(best_first, key=lambda trial: trial.label != UNTREATED)
 
 
 def _distinct(trials: Sequence[Trial]) -> list[Trial]:

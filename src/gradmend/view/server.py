@@ -51,18 +51,7 @@ _EXPENSIVE: Final = 5.0
 
 
 def run(paths: Sequence[Path], port: int, browse: bool, told: Callable[[str], None]) -> None:
-    """Serve the page of these journals until Ctrl-C.
-
-    Args:
-        paths: of the journals.
-        port: of 127.0.0.1; 0 is any that is free.
-        browse: whether to open the browser.
-        told: gets the address, in a sentence.
-
-    Raises:
-        JournalError: if a file is no journal that can be read.
-        GradmendError: if the port is taken.
-    """
+    """As `gradmend.view.serve`, which says what to install where this cannot be imported."""
     live, token = Live(paths), secrets.token_urlsafe(24)
     with _listening(port) as listening:
         port = listening.getsockname()[1]
@@ -113,10 +102,10 @@ def _page(live: Live) -> Response:
     nonce = secrets.token_urlsafe(16)
     made = live.content()
     script = (_HERE / "live.js").read_text("utf-8")
-    html = render(made.page, plotly=_PLOTLY, nonce=nonce, more=script)
     sheets = "".join(f'<style id="{id}" nonce="{nonce}"></style>' for id in _sheets())
+    html = render(made.page, plotly=_PLOTLY, nonce=nonce, more=script, head=f"{sheets}{_OWN}")
     policy = {"Content-Security-Policy": _POLICY.format(nonce=nonce)}
-    return Response(html.replace("</head>", f"{sheets}{_OWN}</head>", 1), 200, _HEADERS | policy, "text/html")
+    return Response(html, 200, _HEADERS | policy, "text/html")
 
 
 @cache
