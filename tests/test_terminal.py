@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 import gradmend as gm
 from gradmend.causes import Cause
-from gradmend.console import Terminal, bullets, html, listed, plain, shortened, spelled
+from gradmend.console import bullets, html, listed, plain, shortened
 from gradmend.diagnosis import Finding, Severity
 from gradmend.patch import Patch
 from gradmend.recorded import Lasted, Recorded, RecordedModel, RecordedRun
 from gradmend.remedies.card import cards
 from gradmend.study.file import load_study
+from gradmend.terminal import Terminal, spelled
 from gradmend.training.run import train
 from helpers import ADAM, blobs
 from outcomes import outcomes, results

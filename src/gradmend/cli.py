@@ -16,10 +16,11 @@ from rich.console import Group
 from rich.text import Text
 
 from gradmend.causes import Cause
-from gradmend.console import Terminal, listed, plain_data
+from gradmend.console import listed, plain_data
 from gradmend.errors import GradmendError, TargetError, suggest
 from gradmend.running import AS_TYPED, export, run
 from gradmend.showing import LangOption, Order, ReportOption, again, atlas, ordered, view
+from gradmend.terminal import Terminal
 
 if TYPE_CHECKING:
     from gradmend.patch.files import Order as Patch

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradmend.anatomy import INPUT, Anatomy
-from gradmend.console import BLUE, Fitted, Printable, bar, number, one_line, plain_data, shortened
+from gradmend.console import Fitted, Printable, bar, number, plain_data, shortened
 from gradmend.disturbance import Disturbance
 from gradmend.expected import expect
 from gradmend.pictures.labels import spread_out
@@ -29,6 +29,7 @@ from gradmend.readings import (
     Response,
 )
 from gradmend.regime import Regime
+from gradmend.terminal import BLUE, one_line
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -17,9 +17,10 @@ from rich.text import Text
 
 from gradmend.acts import Act
 from gradmend.causes import Cause
-from gradmend.console import GREEN, Printable, number, one_line, plain_data
+from gradmend.console import Printable, number, plain_data
 from gradmend.diagnosis import Finding, Severity
 from gradmend.journal import Journal
+from gradmend.terminal import GREEN, one_line
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -12,8 +12,9 @@ from typing import Any
 
 from rich.text import Text
 
-from gradmend.console import GREEN, RED, Terminal, lines, number, one_line
+from gradmend.console import lines, number
 from gradmend.diagnosis import Severity
+from gradmend.terminal import GREEN, RED, Terminal, one_line
 from gradmend.watch import Watch
 
 _HERE = str(Path(__file__).parents[1]) + "/"

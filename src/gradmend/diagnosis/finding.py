@@ -14,21 +14,11 @@ from rich.padding import Padding
 from rich.text import Text
 
 from gradmend.causes import Cause
-from gradmend.console import (
-    GREEN,
-    ORANGE,
-    RED,
-    Fitted,
-    Printable,
-    lines,
-    number,
-    one_line,
-    plain_data,
-    shortened,
-)
+from gradmend.console import Fitted, Printable, lines, number, plain_data, shortened
 from gradmend.diagnosis.prognosis import Prognosis
 from gradmend.profile import Profile, depth_picture
 from gradmend.readings import Reading
+from gradmend.terminal import GREEN, ORANGE, RED, one_line
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -31,10 +31,11 @@ from typing import Any, Final
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from gradmend.console import GREEN, RED, PlainTable, Printable, number, plain_data
+from gradmend.console import PlainTable, Printable, number, plain_data
 from gradmend.profile import Profile
 from gradmend.readout import lower
 from gradmend.response import Outlook
+from gradmend.terminal import GREEN, RED
 
 STEPS: Final = 200
 """Within so many steps."""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
-from gradmend.console import Terminal
 from gradmend.journal import JournalError
 from gradmend.study.analysis import Results
 from gradmend.study.chunks import Chunk, plan, without, work_of
 from gradmend.study.outcome import Outcome
 from gradmend.study.store import Store, read_study, trials_of
 from gradmend.study.workers import open_workers
+from gradmend.terminal import Terminal
 
 if TYPE_CHECKING:
     from gradmend.study.design import Study

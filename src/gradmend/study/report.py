@@ -8,12 +8,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradmend.console import GREEN, RED, PlainTable, bullets
+from gradmend.console import PlainTable, bullets
 from gradmend.study import wording
 from gradmend.study.advice import Recommendation
 from gradmend.study.effects import Effect, Interaction, judge
 from gradmend.study.grid import TASK
 from gradmend.study.ranking import Place, Point
+from gradmend.terminal import GREEN, RED
 
 MOST_ROWS = 12
 """A printed table has so many rows, one of a page more; `to_dict` has them all."""

@@ -18,11 +18,12 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from gradmend.console import Printable, Terminal, number, plain_data
+from gradmend.console import Printable, number, plain_data
 from gradmend.data import Data, load
 from gradmend.errors import DataError, SetupError
 from gradmend.profile import Profile
 from gradmend.setup import Batch, Setup
+from gradmend.terminal import Terminal
 from gradmend.training.evaluation import evaluate, modes_restored, observe
 from gradmend.training.feed import Feed, choose_device, feed, move
 from gradmend.training.loop import Meter, Stepper, accuracy, best_threads, grouped, seeded, to_train

@@ -10,12 +10,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradmend.console import GREEN, RED, PlainTable, Printable, bullets, lines, number, one_line, plain_data
+from gradmend.console import PlainTable, Printable, bullets, lines, number, plain_data
 from gradmend.data import as_batches, check_batch
 from gradmend.diagnosis import Diagnosis, Severity
 from gradmend.remedies import Change
 from gradmend.remedies.code import code
 from gradmend.setup import Batch, Budget, Setup
+from gradmend.terminal import GREEN, RED, one_line
 from gradmend.training import Trial, best_threads
 from gradmend.treatment.plans import UNTREATED
 from gradmend.treatment.search import Search, diagnosed

@@ -14,10 +14,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradmend.acts import Act
-from gradmend.console import Terminal
 from gradmend.errors import SetupError
 from gradmend.journal import record
 from gradmend.profile import Profile
+from gradmend.terminal import Terminal
 from gradmend.watch import events
 from gradmend.watch.notices import Notice, Notices, Report, Sink, print_notice
 from gradmend.watch.pace import Every, Pace, schedule

@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 from rich.text import Text
 
 from gradmend.causes import Cause
-from gradmend.console import Terminal
 from gradmend.diagnosis import Finding, Severity
+from gradmend.terminal import Terminal
 
 
 @runtime_checkable
