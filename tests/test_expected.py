@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,11 +17,13 @@ from gradmend.expected import expect
 from gradmend.layers import Residual
 from gradmend.profile import Profile
 from gradmend.theory import finite_width_deviation
+from gradmend.weights import absorb
 from gradmend.zoo import mlp
 from helpers import blobs, plain, setups
 
 CE = nn.CrossEntropyLoss()
 WIDTH, CHANNELS, ROWS = 256, 96, 24
+IMAGE = (3, 12, 12)
 
 
 def linear() -> nn.Module:
@@ -83,6 +86,20 @@ class Difference(nn.Module):
 
 def residual(body: nn.Module, **options: float) -> nn.Module:
     return Residual(body, **options)  # type: ignore[arg-type]
+
+
+def tied(model: nn.Sequential, shift: float) -> nn.Module:
+    """With biases made of the weights behind each ReLU, as if a constant were added to what it gives."""
+    for before, layer in pairwise(model):
+        if (
+            isinstance(before, nn.ReLU)
+            and isinstance(layer, (nn.Linear, nn.Conv2d))
+            and layer.bias is not None
+        ):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            absorb(layer, shift=shift)
+    return model
 
 
 HEAD = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 3)]
@@ -150,9 +167,31 @@ def test_theory_agrees_with_networks_of_vectors(name: str) -> None:
     assert_agrees(measured(VECTORS[name](), WIDTH), WIDTH)
 
 
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (lambda: plain(6, nn.ReLU, WIDTH, WIDTH), (WIDTH,)),
+        (
+            lambda: nn.Sequential(conv(3, padding=1), nn.ReLU(), *[conv(padding=1), nn.ReLU()] * 4, *HEAD),
+            IMAGE,
+        ),
+    ],
+    ids=["vectors", "images"],
+)
+def test_biases_made_of_weights_are_no_random_ones(
+    network: Callable[[], nn.Sequential], shape: tuple[int, ...]
+) -> None:
+    """Taken for random they would make lengths twice as large and samples alike."""
+    profile = measured(tied(network(), -0.5), *shape)
+    for reading in profile.weighted()[:-1]:
+        expected = profile.expected[reading.site.index]
+        assert reading.rms == pytest.approx(expected.rms, rel=0.15), reading.site.name
+        assert reading.cosine == pytest.approx(expected.cosine, abs=0.15), reading.site.name
+
+
 @pytest.mark.parametrize("name", IMAGES)
 def test_theory_agrees_with_networks_of_images(name: str) -> None:
-    assert_agrees(measured(IMAGES[name](), 3, 12, 12), CHANNELS)
+    assert_agrees(measured(IMAGES[name](), *IMAGE), CHANNELS)
 
 
 def test_theory_agrees_with_a_loop_over_a_cell() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def play_rule(node: Node, read: list[Tensor], weights: dict[object, Tensor]) -> 
         case Linear():
             weight = normal((x[0].numel(), x.shape[1]), rule.weight_variance / x[0].numel())
             weight = weights.setdefault(node.weights, weight) if node.weights else weight
-            return x.flatten(1) @ weight + normal(x.shape[1], rule.bias_variance)
+            return (x.flatten(1) + rule.shift) @ weight + normal(x.shape[1], rule.bias_variance)
         case Convolution():
             return play_convolution(rule, x)
         case Elementwise():
@@ -75,7 +76,7 @@ def play_convolution(rule: Convolution, x: Tensor) -> Tensor:
     weight = normal(
         (channels, channels, *rule.kernel), rule.weight_variance / channels / math.prod(rule.kernel)
     )
-    bias = normal(channels, rule.bias_variance)
+    bias = normal(channels, rule.bias_variance) + rule.shift * weight.flatten(1).sum(1)
     sides = {"stride": rule.stride, "padding": rule.padding, "dilation": rule.dilation}
     if rule.transposed:
         function = (F.conv_transpose1d, F.conv_transpose2d)[axes - 1]
@@ -166,6 +167,8 @@ BLOCK = [Linear(2.0), RELU, Linear(1.0)]
 GRAPHS: dict[str, tuple[Graph, Sequence[int]]] = {
     "tanh with biases": ([Linear(1.5, 0.2), TANH] * 4, MLP),
     "relu": ([Linear(2.0), RELU] * 4, MLP),
+    "biases that take the mean out": ([Linear(2.5), RELU, Linear(1.5, 0.1, shift=-0.6), RELU] * 2, MLP),
+    "biases that add a mean": ([Linear(1.5), TANH, Linear(1.0, shift=0.5), TANH] * 2, MLP),
     "layer norm before": ([Linear(2.0, 0.1), Normalization(gain=1.5, bias=0.2, eps=0.3), GELU] * 3, MLP),
     "layer norm after": ([Linear(2.0), RELU, Normalization(gain=0.7)] * 3, MLP),
     "rms norm after": ([Linear(2.0), RELU, Normalization(centred=False, gain=0.7, eps=0.1)] * 3, MLP),
@@ -191,6 +194,7 @@ GRAPHS: dict[str, tuple[Graph, Sequence[int]]] = {
         MLP,
     ),
     "zero padding": ([conv((5, 6), (5, 6)), TANH] * 3, MAP),
+    "padding and a shift": ([replace(conv((5, 6), (5, 6)), shift=-0.5), RELU] * 3, MAP),
     "circular padding": ([conv((5, 6), (5, 6), padding=0), RELU] * 3, MAP),
     "no padding": ([conv((5, 6), (3, 4), padding=0), RELU, Linear(1.0)], MAP),
     "stride": ([conv((5, 6), (3, 3), stride=2), RELU, Linear(1.0)], MAP),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ from gradmend.ledger import Numbers
 from gradmend.profile import Profile
 from gradmend.readings import InputReading, ParameterReading, Reading
 from gradmend.setup import Batch
+from gradmend.stats import absorbed_shift
+
+_NOTABLE = 0.05
+"""Of the mean square of what a layer gives, that of its biases: below, their origin does not matter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +55,7 @@ def assemble(optimizer: Optimizer | None, batches: Sequence[Batch], steps: Seque
     return Profile(
         anatomy=first.anatomy,
         loss=numbers["loss"][""][0],
-        sites=tuple(_reading(site, numbers, first.inside, parameters) for site in measured),
+        sites=tuple(_tied(_reading(site, numbers, first.inside, parameters), first) for site in measured),
         parameters=tuple(parameters.values()),
         inputs=_input_reading(numbers),
         samples=sum(rows_in(batch) for batch, step in zip(batches, steps, strict=True) if step in same),
@@ -134,6 +138,16 @@ def _variances(
         return None, bias
     square = _known(numbers["weight"].get(site.index) or [p.rms**2 for p in used if len(p.shape) > 1] or None)
     return None if square is None else site.fan_in * square, bias
+
+
+def _tied(reading: Reading, step: Step) -> Reading:
+    """With the shift of its input that large biases stand for, if they stand for one."""
+    tensors = [step.parameters[name] for name in reading.site.parameters]
+    small = reading.bias_variance < _NOTABLE * reading.rms**2
+    if reading.weight_variance is None or len(tensors) != 2 or small:
+        return reading
+    found = absorbed_shift(*tensors)
+    return replace(reading, shift=found[0], bias_variance=found[1]) if found else reading
 
 
 def _parameter(name: str, parameter: Tensor, held: set[int] | None, numbers: Numbers) -> ParameterReading:

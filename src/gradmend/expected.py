@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from gradmend import theory
@@ -208,10 +208,10 @@ def _weights(site: Site) -> str | None:
 
 def _rule(model: _Model, site: Site, reading: Reading) -> theory.Rule | None:
     if site.weighted and reading.weight_variance is not None:
-        variances = reading.weight_variance, reading.bias_variance or 0.0
+        variances = reading.weight_variance, reading.bias_variance
         if site.kind == "linear":
-            return theory.Linear(*variances, site.fan_in)
-        return _convolution(model, site, variances)
+            return theory.Linear(*variances, site.fan_in, reading.shift)
+        return replace(_convolution(model, site, variances), shift=reading.shift)
     match site.kind:
         case "activation" if site.activation:
             return model.elementwise(site.activation)
@@ -226,7 +226,7 @@ def _rule(model: _Model, site: Site, reading: Reading) -> theory.Rule | None:
     return None
 
 
-def _convolution(model: _Model, site: Site, variances: tuple[float, float]) -> theory.Rule:
+def _convolution(model: _Model, site: Site, variances: tuple[float, float]) -> theory.Convolution:
     kernel, stride, padding, dilation = (
         tuple(site.settings[key]) for key in ("kernel", "stride", "padding", "dilation")
     )

@@ -199,7 +199,7 @@ def _layer(step: Portrait, reading: Reading, first: Site) -> Place | None:
     before = [step.anatomy.sites[at] for at in reading.site.direct if at >= 0]
     keep = math.prod(1 - site.settings["p"] for site in before if site.kind == "dropout")
     variance = reading.weight_variance / keep if keep else math.nan
-    place = Place(reading.site.name, variance, reading.bias_variance or 0.0)
+    place = Place(reading.site.name, variance, reading.bias_variance)
     return place if math.isfinite(place.weight_variance + place.bias_variance) else None
 
 

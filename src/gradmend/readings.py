@@ -51,7 +51,8 @@ class Reading:
         gradient_zero: share of exactly-zero gradient, of 16 samples (all but activations).
         gradient_cosine: mean cosine between the gradients of two samples (all but activations).
         weight_variance: fan-in x mean squared weight (weighted sites).
-        bias_variance: mean squared bias (weighted sites).
+        bias_variance: mean squared bias, less what `shift` explains (weighted sites).
+        shift: biases that were made of the weights, as those that take a mean out: W x + b = W (x + shift).
         time: what happens along time (recurrent sites; of a cell in a loop every 2nd, 4th, 8th ... call).
         attention: how sharp it is (attention sites, and the softmax of a product of two signals).
         drift: running statistics against the batch's (batch normalization in training mode).
@@ -69,7 +70,8 @@ class Reading:
     gradient_zero: float | None = None
     gradient_cosine: float | None = None
     weight_variance: float | None = None
-    bias_variance: float | None = None
+    bias_variance: float = 0.0
+    shift: float = 0.0
     time: TimeReading | None = None
     attention: AttentionReading | None = None
     drift: DriftReading | None = None

@@ -25,6 +25,8 @@ _TINY = 1e-300
 _EQUAL = 1e-14
 """A variance of unit vectors that is nothing but rounding."""
 
+_FEWEST_BIASES, _UNEXPLAINED = 8, 0.1
+
 
 def norm(x: Shaped[Tensor, "..."]) -> Float64[Tensor, ""]:
     """The Euclidean norm of all values, summed in float64: squares of vanishing signals need its range.
@@ -187,3 +189,24 @@ def _edge(phi: Callable[[Tensor], Tensor], steep: float, step: float, least: Ten
         inside = _slope(phi, torch.tensor([middle], dtype=torch.float64)) >= least
         steep, flat = (middle, flat) if inside else (steep, middle)
     return steep
+
+
+def absorbed_shift(weight: Shaped[Tensor, "..."], bias: Shaped[Tensor, "..."]) -> tuple[float, float] | None:
+    """The shift for which W (x + shift) is W x + b, and the mean square of what of b it does not explain.
+
+    None if it leaves more than a tenth, as it does of random biases, or if there are fewer than eight, which
+    always look a little as if they were made so.
+
+    >>> layer = torch.nn.Linear(50, 20)
+    >>> absorbed_shift(layer.weight, layer.bias) is None
+    True
+    >>> shift, left = absorbed_shift(layer.weight, 0.5 * layer.weight.sum(1))
+    >>> round(shift, 4)
+    0.5
+    """
+    if len(bias) < _FEWEST_BIASES or weight.ndim < 2 or weight.shape[:1] != bias.shape:
+        return None
+    sums, biases = weight.detach().flatten(1).sum(1).double(), bias.detach().double()
+    shift = sums @ biases / (sums @ sums)
+    left, whole = ((biases - by * sums).square().mean().item() for by in (shift, 0.0))
+    return (shift.item(), left) if left < _UNEXPLAINED * whole else None

@@ -27,6 +27,7 @@ class Convolution(Rule):
         outputs: positions along each axis.
         kernel: taps along each axis; stride, padding and dilation likewise.
         transposed: a transposed convolution: taps lead from each input to several outputs.
+        shift: what biases that depend on the weights add to each input: W x + b = W (x + shift).
 
     Source: Xiao, Bahri, Sohl-Dickstein, Schoenholz, Pennington, Dynamical isometry and a mean field theory
     of CNNs, 2018, https://arxiv.org/abs/1806.05393 (circular padding); zero padding is derived here.
@@ -41,14 +42,16 @@ class Convolution(Rule):
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     transposed: bool = False
+    shift: float = 0.0
 
     def __post_init__(self) -> None:
         require_nonnegative(weight_variance=self.weight_variance, bias_variance=self.bias_variance)
 
     def forward(self, inputs: Sequence[Signal]) -> Signal:
         """q' = weight_variance x the mean of q over the taps + bias_variance."""
-        (x,) = inputs
-        product = self.weight_variance * self._carry(_placed(x.q, self.inputs), back=False)
+        x, padding = inputs[0].shifted(self.shift), self.shift**2
+        carried = self._carry(_placed(x.q, self.inputs) - padding, back=False) + padding
+        product = self.weight_variance * carried
         far = 1 - x.mean**2 / x.length if x.far is None else x.far
         return weighted(replace(x, far=far), product, self.bias_variance)
 

@@ -55,18 +55,20 @@ class Linear(Rule):
         weight_variance: fan_in x Var(W).
         bias_variance: Var(b).
         fan_in: how many values each unit sums; None: so many that nothing depends on it.
+        shift: what biases that depend on the weights add to each input: W x + b = W (x + shift).
     """
 
     weight_variance: float
     bias_variance: float = 0.0
     fan_in: int | None = None
+    shift: float = 0.0
 
     def __post_init__(self) -> None:
         require_nonnegative(weight_variance=self.weight_variance, bias_variance=self.bias_variance)
 
     def forward(self, inputs: Sequence[Signal]) -> Signal:
         """q' = weight_variance q + bias_variance; the biases are the same for all samples."""
-        (x,) = inputs
+        x = inputs[0].shifted(self.shift)
         return weighted(replace(x, far=None), self.weight_variance * x.length, self.bias_variance)
 
     def backward(self, gradient: Gradient, inputs: Sequence[Signal]) -> list[Gradient]:
@@ -79,8 +81,9 @@ class Linear(Rule):
             return [Gradient(gradient.log, gradient.cosine).times(self.weight_variance)]
         units = math.inf if self.fan_in is None else float(self.fan_in)
         more = 1 + (gradient.radial - 1) / units
-        product = self.weight_variance * x.length
-        kept = product / max(product + self.bias_variance, SMALLEST)
+        product = self.weight_variance * (x.length + self.shift * x.mean) ** 2 / max(x.length, SMALLEST)
+        q = self.weight_variance * x.shifted(self.shift).length + self.bias_variance
+        kept = product / max(q, SMALLEST)
         radial = np.maximum(gradient.radial / more * kept, 1.0)
         arrived = Gradient(gradient.log, gradient.cosine, gradient.share, radial=radial, units=units)
         return [arrived.times(self.weight_variance * more)]

@@ -44,6 +44,13 @@ class Signal:
         """The mean of q over all positions."""
         return mean(self.q)
 
+    def shifted(self, by: float) -> Signal:
+        """With a constant added to all values; what samples differ in stays."""
+        q = self.q + by * (2 * self.mean + by)
+        kept = self.length / max(mean(q), SMALLEST)
+        far = None if self.far is None else min(kept * self.far, 2.0)
+        return replace(self, q=held(q), gap=min(kept * self.gap, 2.0), far=far, mean=self.mean + by)
+
 
 @dataclass(frozen=True)
 class Gradient:
