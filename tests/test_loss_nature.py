@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -202,17 +202,22 @@ def test_losses_of_zeros_and_ones(name: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", AMOUNTS)
+@example(rows=2, columns=1, seed=82)
 @settings(max_examples=12, deadline=None)
 @given(rows=st.integers(2, 20), columns=st.integers(1, 4), seed=st.integers(0, 99))
 def test_losses_of_amounts(name: str, rows: int, columns: int, seed: int) -> None:
-    """Never another nature than the true one: a Huber loss is an absolute error where errors are large."""
+    """Never another nature than the true one: a Huber loss is an absolute error where errors are large.
+
+    It is a squared one among targets that hardly differ, beside which only small errors are tried.
+    """
     loss, family, wants = AMOUNTS[name]
     y = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) + 0.1
     found = read_loss(loss, (rows, columns), y)
     assert found is not None
     assert (found.wants, found.sign) == (wants, 1)
     single = rows * columns == 1 or name == "root"
-    assert found.family in {family, "absolute" if single or family is None else family}
+    near = "squared" if family is None and y.std(correction=0) < 0.5 else family
+    assert found.family in {family, near, "absolute" if single or family is None else family}
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e6])

@@ -92,9 +92,8 @@ def test_everybody_can_use_a_page_and_nothing_outside_is_asked(
 
 def test_hostile_names_are_text(browser: Browser, tmp_path: Path) -> None:
     path = written(tmp_path, whole(HOSTILE))
-    assert (
-        len(re.findall("<script", path.read_text())) == 2 + 1 + 5
-    )  # ours and plotly's, the style, the figures
+    scripts = 2 + 1 + 5  # ours and plotly's, the style, the figures
+    assert len(re.findall("<script", path.read_text())) == scripts
     with opened(browser, path) as page:
         page.on("dialog", lambda dialog: pytest.fail(f"it ran: {dialog.message}"))
         seen(page)
@@ -136,7 +135,7 @@ def test_numbers_of_a_figure_are_told_to_those_who_do_not_hover(browser: Browser
         told = []
         for summary in page.locator(".numbers summary").all():
             summary.press("Enter")
-        page.locator(".numbers table").last.wait_for()
+        until(page, "document.querySelectorAll('.numbers table').length === 2")
         for table in page.locator(".numbers table").all():
             told.append([row.locator("td").all_inner_texts() for row in table.locator("tr").all()])
         assert told[0] == [["measured", "0", "0.5", ""], ["measured", "1", "1.25e-9", ""]]

@@ -10,6 +10,7 @@ window.gradmend = (() => {
   const FOCUS = "a, button, summary, input, select, [tabindex]";
   const figures = new Map(); // id -> its JSON, and once it is drawn what that says
   let style, words, near, printing;
+  let ready = Promise.resolve(); // once there is plotly
 
   // Browsers may forbid a page on disk to remember.
   const remembered = () => { try { return localStorage.getItem("gradmend-theme"); } catch { return null; } };
@@ -51,9 +52,19 @@ window.gradmend = (() => {
     return held?.made;
   }
 
-  function draw(box) {
-    const held = figure(box.dataset.shown);
+  // What is shown must not wait until the code of plotly is unpacked and read, which takes most of a second.
+  async function unpacked(held) {
+    const bytes = Uint8Array.from(atob(held.textContent), (letter) => letter.charCodeAt(0));
+    const code = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(code).text();
+    document.head.append(script);
+  }
+
+  async function draw(box) {
     box.dataset.drawn = "";
+    await ready;
+    const held = figure(box.dataset.shown);
     if (!held) { Plotly.purge(box); return; }
     const layout = painted({ ...held.layout, template: style.template });
     // With a width alone plotly would take that of the window once it changes.
@@ -84,9 +95,9 @@ window.gradmend = (() => {
 
   const written = (value) => typeof value === "number" ? String(Number(value.toPrecision(4))) : String(value ?? "-").replaceAll("<br>", " ");
 
-  function tell(details) {
+  async function tell(details) {
     const box = details.closest("figure").querySelector(".plot");
-    if (!("drawn" in box.dataset)) draw(box);
+    await ("drawn" in box.dataset ? ready : draw(box));
     const all = rows(box), table = document.createElement("table");
     for (const row of all.slice(0, MOST_ROWS)) {
       const line = table.insertRow();
@@ -192,6 +203,9 @@ window.gradmend = (() => {
       for (const { target, isIntersecting } of seen) if (isIntersecting) { near.unobserve(target); draw(target); }
     }, { rootMargin: "600px" });
     nameTheme();
+    const packed = document.getElementById("plotly");
+    if (packed) ready = new Promise((done) => setTimeout(done)).then(() => unpacked(packed));
+    ready.catch(() => { for (const box of boxes()) box.textContent = words.old; });
     document.getElementById("theme").addEventListener("click", nextTheme);
     system.addEventListener("change", redraw);
     paper.addEventListener("change", () => print(paper.matches));
