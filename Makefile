@@ -29,7 +29,7 @@ browser:
 docs: .venv/ready
 	$(BIN)/python -m gradmend.causes.page > docs/causes.md
 	$(BIN)/python -m gradmend.remedies.page > docs/remedies.md
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Screenshots of every page, to be looked at.
 pictures: .venv/ready browser

@@ -5,6 +5,7 @@ python docs/pictures.py FOLDER
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,16 +71,9 @@ def _make(folder: Path) -> None:
         subprocess.run([sys.executable, "-m", "gradmend", *line.split()], cwd=folder, check=False)
     size = sum(each.stat().st_size for each in (folder / "atlas").iterdir())
     assert size < _ATLAS, f"The atlas takes {size} bytes."
-    mkdocs = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--site-dir",
-        str((folder / "site").absolute()),
-    ]
-    subprocess.run(mkdocs, check=True)
+    options = ["--strict", "--site-dir", str((folder / "site").absolute())]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    subprocess.run([sys.executable, "-m", "mkdocs", "build", *options], env=quiet, check=True)
 
 
 def _shoot(

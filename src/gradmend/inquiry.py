@@ -40,7 +40,7 @@ def inquire(setup: Setup, batch: Batch, profile: Profile) -> Regime | None:
     Returns:
         The regime; None without an optimizer whose steps can be tried on a copy, by a loss of the copy.
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> from gradmend.probe import measure
         >>> setup = Setup(nn.Linear(4, 1), nn.MSELoss(), partial(torch.optim.SGD, lr=0.1, weight_decay=1e-2))
@@ -150,7 +150,7 @@ _ROUNDING = 1e-4
 def capacity(batch: Batch) -> Capacity | None:
     """What the targets of a batch `(x, y)` ask for; None for few rows, many columns, or another form.
 
-    Example:
+    Examples:
         >>> x = torch.rand(200, 2) < 0.5
         >>> found = capacity((x.float(), x[:, 0] ^ x[:, 1]))  # exclusive or
         >>> found.linear < 0.1, found.neighbour

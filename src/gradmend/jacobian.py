@@ -33,7 +33,7 @@ def block_factors(setup: Setup, batch: Batch, sites: Collection[int]) -> dict[tu
     Raises:
         BatchError: if model, batch and loss do not fit.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         >>> setup = Setup(model, nn.CrossEntropyLoss())

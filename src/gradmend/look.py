@@ -110,7 +110,7 @@ def logarithmic(low: float, high: float) -> dict[str, Any]:
         low: the least value on it.
         high: the greatest.
 
-    Example:
+    Examples:
         >>> logarithmic(0.3, 4.0)["ticktext"]
         ['0.1', '0.2', '0.5', '1', '2', '5', '10']
     """

@@ -46,7 +46,7 @@ def measure(setup: Setup, batches: Batch | Iterable[Batch]) -> Profile:
         BatchError: if model, batch and loss do not fit, or no gradient reaches any parameter.
         DataError: if a batch is empty or holds NaN.
 
-    Example:
+    Examples:
         >>> setup = Setup(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), nn.CrossEntropyLoss())
         >>> profile = measure(setup, (torch.randn(32, 4), torch.randint(2, (32,))))
         >>> [reading.site.kind for reading in profile.sites]

@@ -58,7 +58,7 @@ def gradient_ratio(setup: Setup, batch: Batch) -> GradientRatio:
         SetupError: if gradients reach fewer than two layers with weights.
         BatchError: if model, batch and loss do not fit, or no gradient reaches any parameter.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from gradmend.zoo import mlp
@@ -108,7 +108,7 @@ def sample_lengths(
     Raises:
         BatchError: if model, batch and loss do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> setup = Setup(nn.Sequential(nn.Tanh(), nn.Linear(2, 2)), nn.MSELoss())

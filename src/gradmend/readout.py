@@ -24,7 +24,7 @@ def pulls(loss_fn: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Te
     Returns:
         [samples, numbers], less their mean; None for a loss or an output that has no such gradient.
 
-    Example:
+    Examples:
         >>> pulls(nn.L1Loss(reduction="sum"), torch.zeros(2, 1), torch.tensor([[4.0], [7.0]])).tolist()
         [[-1.0], [1.0]]
     """
@@ -97,7 +97,7 @@ def readable(pairs: Sequence[tuple[Tensor | None, Tensor | None]]) -> float:
         The share of the variance predicted, at most 1; below 0, but not below -1, where the mean predicts
         better. NaN where a layer or loss hides its numbers, or batches do not fit each other.
 
-    Example:
+    Examples:
         >>> x = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
         >>> readable([(x, x[:, :2])]) > 0.9
         True

@@ -202,7 +202,7 @@ def read_recorded(journal: Journal, runs: Collection[int] | None = None) -> Reco
     Raises:
         JournalError: if it cannot be read.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     journal = Journal(folder + "/run.gradmend")

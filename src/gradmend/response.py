@@ -34,7 +34,7 @@ def respond(setup: Setup, batch: Batch, steps: int = 10) -> Response | None:
         The losses, or None if no step can be tried on a copy: the optimizer's step wants a closure (LBFGS),
         or its factory holds on to the model's own parameters, whatever parameters it is given.
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> setup = Setup(nn.Linear(2, 1), nn.MSELoss(), partial(torch.optim.SGD, lr=1e-6))
         >>> respond(setup, (torch.randn(64, 2), torch.randn(64, 1))).best_fraction > 100
@@ -129,7 +129,7 @@ def look_ahead(setup: Setup, batches: Sequence[Batch]) -> Outlook | str:
     Returns:
         The losses; or, in words, why there are none.
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> setup = Setup(nn.Linear(2, 2), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=1.0))
         >>> x = torch.randn(4, 32, 2)

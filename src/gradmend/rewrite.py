@@ -24,7 +24,7 @@ from gradmend.tracing import class_with, line_of_forward, own_class, source, tra
 def calls(model: nn.Module, site: Site) -> bool:
     """Whether the user's own forward makes this call, rather than a layer of torch's.
 
-    Example:
+    Examples:
         >>> from gradmend.recorder import read
         >>> class Net(nn.Sequential):
         ...     def forward(self, x):
@@ -77,7 +77,7 @@ def put(
     Raises:
         SetupError: if a forward cannot be traced, with `file:line`.
 
-    Example:
+    Examples:
         >>> from gradmend.recorder import read
         >>> class Net(nn.Sequential):
         ...     def forward(self, x):

@@ -62,7 +62,7 @@ class Setup:
         batch_size: rows of the batches that it trains on, joined or cut from those that come; None takes
             them as they are.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from functools import partial
         >>> setup = Setup(nn.Linear(4, 2), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.1))

@@ -59,7 +59,7 @@ def ordered(path: Path | None, lang: str) -> Order | None:
     Raises:
         GradmendError: if it cannot be written there, or there is no such language.
 
-    Example:
+    Examples:
         >>> ordered(Path("report.html"), "zh")
         Order(path=PosixPath('report.html'), lang='zh')
     """

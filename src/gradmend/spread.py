@@ -82,7 +82,7 @@ def spread(setup: Setup, batch: Batch, ranges: Ranges | None = None) -> Spread:
         batch: what passes through.
         ranges: in which values are counted; by default such that most layers fit in.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 2))
         >>> setup = Setup(model, nn.CrossEntropyLoss())

@@ -109,7 +109,7 @@ def next_step(setup: Setup, optimizer: Optimizer, loss: Tensor) -> Step:
 
     It is computed in float64: a tiny step would be lost when it is added to float32 weights.
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> setup = Setup(nn.Linear(2, 1), nn.MSELoss(), partial(torch.optim.SGD, lr=0.1))
         >>> batch = (torch.randn(8, 2), torch.randn(8, 1))

@@ -44,7 +44,7 @@ def plan_study(name: str, data: str | None = None, seeds: int | None = None) -> 
         TargetError: if there is no such study, or no target that it names.
         SetupError: if it contradicts itself, or its data cannot be changed.
 
-    Example:
+    Examples:
         >>> plan_study("depth", seeds=2).seeds
         (0, 1)
     """

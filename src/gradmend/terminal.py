@@ -43,7 +43,7 @@ class Terminal(Console):
         encoding: that of the file, if that is not known from it.
         options: those of `rich.console.Console`.
 
-    Example:
+    Examples:
         >>> Terminal(width=20).print("a [red]name\\x1b[0m")
         a [red]name␛[0m
     """

@@ -104,7 +104,7 @@ def trace(module: nn.Module, training: bool) -> fx.Graph:
     Raises:
         SetupError: if it cannot be traced, with `file:line`.
 
-    Example:
+    Examples:
         >>> class Net(nn.Sequential):
         ...     def forward(self, x):
         ...         return torch.relu(self[0](x))

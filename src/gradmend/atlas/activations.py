@@ -59,7 +59,7 @@ class Shape:
 def shape(phi: nn.Module, points: int) -> Shape:
     """Outputs and derivatives, by autograd.
 
-    Example:
+    Examples:
         >>> shape(named("tanh"), 3).slope.round(3).tolist()
         [0.0, 1.0, 0.0]
     """

@@ -102,7 +102,7 @@ def chart(panels: Sequence[Panel], title: str, words: str, height: int = _HEIGHT
         words: what is to be seen, in a sentence or two.
         height: of each panel, in pixels.
 
-    Example:
+    Examples:
         >>> panel = Panel([Line("measured", [1, 2], [0.5, 0.25])], "layer", "gradient", log=True)
         >>> chart([panel], "Down", "It halves at every layer.").layout.meta["words"]
         'It halves at every layer.'

@@ -45,7 +45,7 @@ class Norms:
 def norms(sizes: Sizes, activation: str, variance: float, depth: int) -> Norms:
     """Measured and expected norms of the gradient, layer by layer.
 
-    Example:
+    Examples:
         >>> from gradmend.atlas.sizes import QUICK
         >>> norms(QUICK, "relu", 2.0, depth=4).expected.round(6).tolist()
         [1.0, 1.0, 1.0, 1.0]
@@ -113,7 +113,7 @@ def jacobian(
         phi: between the layers.
         x: the input.
 
-    Example:
+    Examples:
         >>> jacobian([2 * torch.eye(2), 3 * torch.eye(2)], torch.nn.ReLU(), torch.tensor([1.0, -1.0]))
         tensor([[6., 0.],
                 [0., 0.]])

@@ -78,7 +78,7 @@ class Landscape:
 def uncorrected(parameters: Sequence[nn.Parameter], lr: float) -> Optimizer:
     """Adam without the correction of its first averages, which begin at 0.
 
-    Example:
+    Examples:
         >>> weight = nn.Parameter(torch.zeros(1))
         >>> weight.grad = torch.ones(1)
         >>> _ = uncorrected([weight], lr=1.0).step()
@@ -155,7 +155,7 @@ def path(land: Landscape, optimizer: str, rate: float, steps: int, clip: float |
         steps: at most; a loss that is no number ends it.
         clip: the largest norm of a gradient, or None.
 
-    Example:
+    Examples:
         >>> found = path(RAVINE, "SGD", rate=0.01, steps=2)
         >>> found.points.round(3).tolist()
         [[-4.0, 1.0], [-3.96, 0.75], [-3.92, 0.562]]

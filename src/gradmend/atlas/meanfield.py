@@ -48,7 +48,7 @@ def course(
         square: mean square of the input's values.
         cosine: between the two samples.
 
-    Example:
+    Examples:
         >>> import torch
         >>> course(torch.relu, 3, weight_variance=2.0).gradients.round(6).tolist()
         [1.0, 1.0, 1.0]

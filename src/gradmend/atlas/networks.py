@@ -32,7 +32,7 @@ def rows(sizes: Sizes) -> Batch:
 def profile(sizes: Sizes, **settings: Any) -> Profile:
     """One measured step of such a network on these rows.
 
-    Example:
+    Examples:
         >>> from gradmend.atlas.sizes import QUICK
         >>> len(profile(QUICK, depth=3).weighted())
         4

@@ -94,7 +94,7 @@ def _outcome(held: Path) -> str:
 def step_lengths(corrected: bool, steps: int, seed: int = 0) -> Float64[np.ndarray, " steps"]:
     """The root mean square of Adam's step over its learning rate, for gradients that are nothing but noise.
 
-    Example:
+    Examples:
         >>> step_lengths(True, 1).round(3).tolist()
         [1.0]
     """

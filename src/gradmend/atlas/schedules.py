@@ -32,7 +32,7 @@ _ORDER: Final = ("cosine", *(name for name in SCHEDULES if name != "cosine"))
 def rates(name: str, steps: int) -> Float64[np.ndarray, " steps"]:
     """The learning rate of each step under one of the remedies' schedules, for a rate of 1.
 
-    Example:
+    Examples:
         >>> rates("linear", 4).tolist()
         [1.0, 0.75, 0.5, 0.25]
     """

@@ -67,7 +67,7 @@ def read_contract(setup: Setup, batches: Sequence[Batch]) -> Contract | None:
     Returns:
         What was found; None if the model cannot take the batch.
 
-    Example:
+    Examples:
         >>> setup = Setup(nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=1)), nn.CrossEntropyLoss())
         >>> found = read_contract(setup, [(torch.rand(8, 4), torch.arange(8) % 3)])
         >>> found.loss.wants, found.output.sums_to_one

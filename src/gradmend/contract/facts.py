@@ -70,7 +70,7 @@ def bounds(site: Site) -> tuple[float, float] | None:
 def range_of(phi: Activation) -> tuple[float, float]:
     """Between which values a function of one number stays, found by trying it.
 
-    Example:
+    Examples:
         >>> range_of(torch.tanh), range_of(torch.relu)
         ((-1.0, 1.0), (0.0, inf))
     """
@@ -85,7 +85,7 @@ def range_of(phi: Activation) -> tuple[float, float]:
 def read_target(targets: Sequence[Tensor]) -> TargetReading:
     """The targets of some batches, taken together.
 
-    Example:
+    Examples:
         >>> found = read_target([torch.tensor([0, 2, 1]), torch.tensor([0, 0, 1])])
         >>> found.counts, found.whole, found.distinct
         (((0.0, 3), (1.0, 2), (2.0, 1)), True, 3)
@@ -121,7 +121,7 @@ def shortfall(target: Tensor, bounds: tuple[float, float], simplex: int | None) 
         target: in the shape of the output.
         simplex: the axis along which outputs sum to one, if they do.
 
-    Example:
+    Examples:
         >>> round(shortfall(torch.tensor([[-1.0], [1.0]]), (0.0, 1.0), None), 2)
         0.5
     """
@@ -138,7 +138,7 @@ def shortfall(target: Tensor, bounds: tuple[float, float], simplex: int | None) 
 def read_columns(inputs: Sequence[Tensor]) -> ColumnsReading | None:
     """The columns of tables: rows of real numbers.
 
-    Example:
+    Examples:
         >>> table = torch.rand(32, 3)
         >>> table[:, 1] = 1000 + torch.arange(32)
         >>> read_columns([table]).stray

@@ -32,7 +32,7 @@ def read_learnable(x: Tensor, y: Tensor, classes: bool) -> LearnableReading | No
     Returns:
         None where samples are too few or all alike.
 
-    Example:
+    Examples:
         >>> x = torch.rand(128, 4)
         >>> found = read_learnable(x, x[:, 0], classes=False)
         >>> found.score > found.chance + 5 * found.spread

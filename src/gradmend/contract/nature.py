@@ -57,7 +57,7 @@ def read_loss(compare: Compare, shape: tuple[int, ...], target: Tensor) -> LossR
     Returns:
         Its nature, or None where it is not sure.
 
-    Example:
+    Examples:
         >>> y = torch.tensor([0, 2, 1, 1])
         >>> found = read_loss(torch.nn.functional.cross_entropy, (4, 3), y)
         >>> found.family, found.wants, found.axis
@@ -89,7 +89,7 @@ def read_loss(compare: Compare, shape: tuple[int, ...], target: Tensor) -> LossR
 def pairs_samples(compare: Compare, shape: tuple[int, ...], target: Tensor) -> bool | None:
     """Whether a loss changes if the targets change places; None if there is no telling.
 
-    Example:
+    Examples:
         >>> loss = lambda a, b: (a - b).square().mean()
         >>> pairs_samples(loss, (3, 1), torch.rand(3)), pairs_samples(loss, (3, 1), torch.rand(3, 1))
         (False, True)
@@ -108,7 +108,7 @@ def answers_alike(compare: Compare, shape: tuple[int, ...], target: Tensor) -> b
 
     Losses that compare two sets, such as the maximum mean discrepancy, let outputs meet each other.
 
-    Example:
+    Examples:
         >>> pairs = lambda a, b: (a - b.flatten()).square().mean()
         >>> sets = lambda a, b: (a.mean() - b.mean()).square()
         >>> y = torch.rand(4, 1)
@@ -133,7 +133,7 @@ def classes_told_apart(
 ) -> int:
     """How many of these classes a loss tells apart, by its slope where all targets are of one class.
 
-    Example:
+    Examples:
         >>> above = lambda p, y: torch.nn.functional.binary_cross_entropy(p, (y > 1).to(p))
         >>> classes_told_apart(above, (4,), torch.tensor([0, 1, 2, 3]), [0.0, 1.0, 2.0, 3.0])
         2
@@ -154,7 +154,7 @@ def weighs_more(compare: Compare, z: Tensor, target: Tensor, first: Tensor, seco
         z: an output that prefers neither class, all rows alike.
         first: the target of a sample of that class, in the form of one row of `target`.
 
-    Example:
+    Examples:
         >>> loss = torch.nn.CrossEntropyLoss(torch.tensor([0.1, 0.9]))
         >>> y = torch.tensor([0, 0, 0, 1])
         >>> weighs_more(loss, torch.zeros(4, 2), y, y[0], y[3])

@@ -32,7 +32,7 @@ def as_batches(data: Any, limit: int | None = None) -> list[Any]:
     Raises:
         DataError: if there is no batch in it, if it is no batch and cannot be iterated, or if it fails.
 
-    Example:
+    Examples:
         >>> x, y = torch.zeros(8, 3), torch.zeros(8, 1)
         >>> len(as_batches((x, y))), len(as_batches([(x, y), (x, y)])), len(as_batches([x, y]))
         (1, 2, 1)
@@ -89,7 +89,7 @@ def check_batch(batch: Any, paired: bool = True) -> None:
         DataError: if inputs or targets have no rows or no values, hold NaN or infinite values (other than
             masks of zeros and minus infinity), or if those of `(x, y)` differ in their number of rows.
 
-    Example:
+    Examples:
         >>> check_batch((torch.zeros(8, 3), torch.zeros(8, dtype=torch.long)))
         >>> check_batch((torch.tensor([[1.0, torch.nan]]), torch.zeros(1)))
         Traceback (most recent call last):

@@ -29,7 +29,7 @@ class Data:
     Raises:
         DataError: if there are no rows, or inputs and targets differ in number.
 
-    Example:
+    Examples:
         >>> x, y = torch.randn(10, 3), torch.arange(10) % 2
         >>> Data(x[:8], y[:8], x[8:], y[8:], name="toy", classes=2)
         Data('toy', 8 + 2 rows of [3], 2 classes)
@@ -82,7 +82,7 @@ class Data:
         Raises:
             DataError: if `size` is less than 1.
 
-        Example:
+        Examples:
             >>> x, y = torch.randn(9, 3), torch.randn(9, 1)
             >>> data = Data(x, y, x[:0], y[:0], name="toy", classes=None)
             >>> [len(y) for _, y in data.batches(4, epochs=1)]

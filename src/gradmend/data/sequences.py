@@ -28,7 +28,7 @@ def recall(steps: int, seed: int) -> Data:
     Source: the idea is of Hochreiter, Schmidhuber, Long short-term memory, 1997,
     https://doi.org/10.1162/neco.1997.9.8.1735 (the first symbol decides, noise follows)
 
-    Example:
+    Examples:
         >>> recall(20, seed=0)
         Data('recall-20', 1000 + 500 rows of [20, 4], 4 classes)
     """
@@ -44,7 +44,7 @@ def recall(steps: int, seed: int) -> Data:
 def in_steps(images: Data, by: str) -> Data:
     """Square images as sequences: a row of pixels per step (`by="rows"`), or one pixel (`by="pixels"`).
 
-    Example:
+    Examples:
         >>> x, y = torch.zeros(4, 9), torch.arange(4)
         >>> in_steps(Data(x, y, x[:1], y[:1], "toy", 4), "rows")
         Data('toy-rows', 4 + 1 rows of [3, 3], 4 classes)

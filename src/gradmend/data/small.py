@@ -48,7 +48,7 @@ def random_labels(seed: int) -> Data:
 def two_samples() -> Data:
     """Two rows of two numbers, one of each class, and none held out.
 
-    Example:
+    Examples:
         >>> two_samples().x.tolist(), two_samples().y.tolist()
         ([[0.5, 1.5], [-1.0, 0.5]], [1, 0])
     """

@@ -74,7 +74,7 @@ def load(name_or_path: str | os.PathLike[str], *, seed: int = 0) -> Data:
             values or nothing to learn, or the download fails.
         MissingExtraError: for Parquet without pyarrow.
 
-    Example:
+    Examples:
         >>> load("digits")
         Data('digits', 1437 + 360 rows of [64], 10 classes)
     """

@@ -94,7 +94,7 @@ def diagnose(
         BatchError: if model, batch and loss do not fit each other.
         DataError: if a batch is empty or holds NaN.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(8, 3), nn.Softmax(dim=1))

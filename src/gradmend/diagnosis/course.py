@@ -271,7 +271,7 @@ def judge_course(
         before: a profile from before it, to see which units died.
         after: one from after it.
 
-    Example:
+    Examples:
         >>> from gradmend.training import train
         >>> [f.cause.title for f in judge_course(train("deep", steps=250, device="cpu"))]
         ['plateau']

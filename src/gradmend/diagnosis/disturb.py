@@ -32,7 +32,7 @@ def disturb(setup: Setup, batch: Batch, anatomy: Anatomy) -> Disturbance | None:
         What reaches the layers; None of a network of fewer than five, or where the passes differ in more
         than the disturbance.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from gradmend.recorder import read
         >>> layers = [layer for _ in range(6) for layer in (nn.Linear(32, 32), nn.Tanh())]

@@ -79,7 +79,7 @@ def decide(setup: Setup, batch: Batch, profile: Profile, findings: Sequence[Find
         The findings: the cause first among the errors, with its evidence, and suspects that are not to
         blame as warnings. Those given, if none of them is an error that has several possible causes.
 
-    Example:
+    Examples:
         >>> from gradmend.diagnosis import RULES
         >>> from gradmend.probe import measure
         >>> import torch

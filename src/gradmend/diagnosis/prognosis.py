@@ -117,7 +117,7 @@ def prognose(profile: Profile, outlook: Outlook) -> Prognosis:
         profile: of a setup with an optimizer.
         outlook: of the same setup, by `response.look_ahead`.
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> import torch
         >>> from torch import nn

@@ -113,7 +113,7 @@ def reach(
         The findings, with what is to blame first; those given, where there is nothing to complain of, or no
         telling.
 
-    Example:
+    Examples:
         >>> from gradmend.diagnosis import diagnose
         >>> x = torch.randn(512, 4)
         >>> net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))

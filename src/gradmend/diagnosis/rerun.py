@@ -120,7 +120,7 @@ def rerun(setup: Setup, batch: Batch, change: Change) -> Traces | None:
     Returns:
         What was seen, by the index of the site; None if the change cannot be made.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> setup = Setup(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), nn.MSELoss())
         >>> traces = rerun(setup, (torch.randn(64, 2), torch.randn(64, 1)), Change())

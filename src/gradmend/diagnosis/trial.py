@@ -94,7 +94,7 @@ def settle(
     Returns:
         The findings. Those given, if they are beyond doubt, or if no trial is possible.
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> from torch import nn
         >>> from gradmend.diagnosis import diagnose

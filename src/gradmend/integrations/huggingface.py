@@ -34,7 +34,7 @@ class WatchCallback(TrainerCallback):
     Attributes:
         watch: of the last training; None before the first.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> from transformers import Trainer, TrainingArguments
         >>> class Line(nn.Module):

@@ -40,7 +40,7 @@ class WatchCallback(Callback):
     Attributes:
         watches: by the name of the part, "" for all of the LightningModule; they stay after the training.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning.pytorch import LightningModule, Trainer
         >>> from torch.utils.data import DataLoader

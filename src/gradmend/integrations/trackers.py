@@ -57,7 +57,7 @@ class TensorBoard(_Tracker):
         writer: of the training.
         prefix: of all names.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from torch.utils.tensorboard import SummaryWriter
         >>> folder = tempfile.TemporaryDirectory()
@@ -85,7 +85,7 @@ class WandB(_Tracker):
         run: that `wandb.init` returned.
         prefix: of all names.
 
-    Example:
+    Examples:
         >>> import wandb
         >>> with wandb.init(mode="disabled") as run:
         ...     WandB(run).write("step", 1, {"loss": 2.3, "gradient": None, "rate": 0.1})
@@ -116,10 +116,11 @@ class MLflow(_Tracker):
     Raises:
         MissingExtraError: if MLflow is not installed.
 
-    Example::
-
+    Examples:
+        ```python
         with mlflow.start_run() as run, Watch(model, journal=MLflow(run.info.run_id)):
             ...
+        ```
     """
 
     def __init__(self, run_id: str, prefix: str = "gradmend/") -> None:

@@ -48,7 +48,7 @@ class Journal:
     Args:
         path: of the file, by custom `*.gradmend`.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> folder = tempfile.TemporaryDirectory()
         >>> journal = Journal(Path(folder.name) / "run.gradmend")

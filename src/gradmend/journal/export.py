@@ -50,7 +50,7 @@ def export(journal: Journal, folder: Path, kind: str = "csv") -> list[Path]:
         JournalError: if the journal cannot be read, or the folder not be written.
         MissingExtraError: for Parquet without pyarrow.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     journal = Journal(Path(folder) / "run.gradmend")

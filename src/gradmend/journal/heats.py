@@ -18,7 +18,7 @@ def heats(series: Sequence[Series]) -> dict[str, Heat]:
     Args:
         series: of one model.
 
-    Example:
+    Examples:
         >>> values = np.array([[[1.0, 0.5]], [[2.0, 0.5]]], np.float32)
         >>> table = Series("net", "weights", ("0.weight",), ("value", "update"), np.array([1, 9]), values)
         >>> {name: heat.values.ravel().tolist() for name, heat in heats([table]).items()}

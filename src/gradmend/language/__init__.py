@@ -61,7 +61,7 @@ def translated(text: str, lang: str) -> str:
     Raises:
         GradmendError: if there is no such language.
 
-    Example:
+    Examples:
         >>> translated("vanishing gradient", "zh")
         '梯度消失'
         >>> translated("fc1.weight and 3 more are frozen.", "zh")

@@ -97,7 +97,7 @@ def course(name: str, curves: Curves, spans: Sequence[Span], look: Look) -> Figu
         spans: of the findings.
         look: of the picture.
 
-    Example:
+    Examples:
         >>> unread = np.full(3, np.nan)
         >>> curves = Curves(np.arange(1, 4), np.array([3.0, 2.0, 1.0]), np.ones(3, bool), unread, unread)
         >>> course("net", curves, [Span("plateau", 2, None)], Look()).data[0].y.tolist()

@@ -56,7 +56,7 @@ def trials(curves: Sequence[Curve], dark: bool = False) -> Figure:
         curves: at least one step in all.
         dark: for a dark background.
 
-    Example:
+    Examples:
         >>> figure = trials([Curve("untreated", [2.0, 2.0], "first"), Curve("mended", [2.0, 0.1], "chosen")])
         >>> [trace.name for trace in figure.data]
         ['untreated', 'mended · chosen']
@@ -88,7 +88,7 @@ def history(losses: Values, accuracy: Values, tested: float | None = None, dark:
         tested: the accuracy on test rows after training.
         dark: for a dark background.
 
-    Example:
+    Examples:
         >>> figure = history([2.0, 1.0], [0.5, 0.75], tested=0.7)
         >>> [trace.name for trace in figure.data]
         ['loss', 'accuracy', 'test accuracy']

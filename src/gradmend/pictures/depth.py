@@ -96,7 +96,7 @@ def depth(tracks: Mapping[str, Track], marks: Sequence[Mark] = (), dark: bool = 
         marks: what was found, drawn above the panels.
         dark: for a dark background.
 
-    Example:
+    Examples:
         >>> track = Track(("first", "last"), {"gradient": [1e-9, 1e-3]})
         >>> [trace.y.tolist() for trace in depth({"": track}).data]
         [[1e-09, 0.001]]
@@ -123,7 +123,7 @@ def aligned(tracks: Sequence[tuple[str, ...]]) -> tuple[list[str], list[Places]]
     Args:
         tracks: names of layers in the order of execution, at least one tuple.
 
-    Example:
+    Examples:
         >>> names, places = aligned([("a", "b", "d"), ("a", "b", "c", "d")])
         >>> names, places[0].tolist()
         (['a', 'b', 'c', 'd'], [0, 1, 3])

@@ -100,7 +100,7 @@ def reduced(heat: Heat, scale: Scale, cells: int = CELLS) -> Cells:
         scale: of powers of ten the exponents are compared, and are what `values` hold.
         cells: that there may be.
 
-    Example:
+    Examples:
         >>> heat = Heat(("a", "b"), np.arange(2), np.array([[1.0, 10.0], [1e-9, 1.0]]))
         >>> reduced(heat, Scale("gradient"), cells=2).values.tolist()
         [[-9.0], [1.0]]
@@ -138,7 +138,7 @@ def heatmap(
         look: of the picture.
         room: cells that there may be.
 
-    Example:
+    Examples:
         >>> heat = Heat(("a", "b"), np.array([1, 2]), np.array([[1.0, 10.0], [0.1, 1.0]]))
         >>> heatmap("net", heat, Scale("gradient"), [], Look()).data[0].z.tolist()
         [[0.0, -1.0], [1.0, 0.0]]

@@ -54,7 +54,7 @@ def phase(
         dark: for a dark background.
         unit: what is repeated: a layer, or a step of a recurrent network.
 
-    Example:
+    Examples:
         >>> import torch
         >>> figure = phase(torch.tanh, "tanh", {"": [Place("1", 1 / 3, 0.01)]})
         >>> [trace.name for trace in figure.data]

@@ -59,7 +59,7 @@ def ridges(columns: Sequence[Ridges], title: str, dark: bool = False) -> Figure:
         title: of the picture.
         dark: for a dark background.
 
-    Example:
+    Examples:
         >>> column = Ridges("outputs", ("0", "1"), np.full((3, 2), 1 / 3), (-1.0, 1.0))
         >>> [trace.name for trace in ridges([column], "Layers").data]
         ['0', '1']

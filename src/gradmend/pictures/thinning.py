@@ -45,7 +45,7 @@ def thinned(values: Values, most: int = MOST) -> Thinned:
         values: NaN and infinite ones are kept apart.
         most: bins, at least one.
 
-    Example:
+    Examples:
         >>> found = thinned([1.0, 5.0, 2.0, float("nan"), 4.0, 4.0], most=2)
         >>> found.low.tolist(), found.middle.tolist(), found.high.tolist(), found.lost.tolist(), found.each
         ([1.0, 4.0], [2.0, 4.0], [5.0, 4.0], [False, True], 3)
@@ -70,7 +70,7 @@ def extremes(values: Values, most: int) -> Int64[np.ndarray, " kept"]:
     Returns:
         Indices, rising.
 
-    Example:
+    Examples:
         >>> extremes([0.0, 1.0, 9.0, 1.0, -9.0, 1.0, 1.0, 0.0], most=4).tolist()
         [0, 2, 4, 7]
 

@@ -56,7 +56,7 @@ def through_time(measured: Mapping[str, Sequence[Series]], dark: bool = False) -
         measured: by name, such as before and after; at least one series in all.
         dark: for a dark background.
 
-    Example:
+    Examples:
         >>> figure = through_time({"": [Series("rnn", (0, 1, 2), (1.0, 0.5, 0.25), factor=0.5)]})
         >>> [trace.y.tolist() for trace in figure.data]
         [[1.0, 0.5, 0.25], [1.0, 0.5, 0.25]]

@@ -42,7 +42,7 @@ class Card(Printable):
         changes: how much of what the user built.
         source: author, year, link.
 
-    Example:
+    Examples:
         >>> card(next(r for r in REMEDIES if type(r).__name__ == "ClipNorm")).what
         'Scale the whole gradient down when its norm exceeds a bound; its direction stays.'
     """

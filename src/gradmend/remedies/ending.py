@@ -148,7 +148,7 @@ def loss_for(name: str, output: OutputReading, target: TargetReading) -> tuple[L
 class Adapted:
     """A loss that gets the targets as the numbers of classes, or in the dtype and shape of the output.
 
-    Example:
+    Examples:
         >>> import torch
         >>> Adapted(nn.MSELoss(), False)(torch.ones(3, 1), torch.tensor([1, 1, 1]))
         tensor(0.)

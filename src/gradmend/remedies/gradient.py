@@ -120,7 +120,7 @@ def clip_adaptively(parameters: Sequence[Tensor], share: float, least: float = 1
 
     A unit is a row of a weight (its first dimension); of a bias and other vectors it is the whole.
 
-    Example:
+    Examples:
         >>> weight = torch.ones(2, 4, requires_grad=True)
         >>> weight.grad = torch.tensor([[30.0, 0, 0, 0], [0, 0.01, 0, 0]])
         >>> clip_adaptively([weight], 0.1)

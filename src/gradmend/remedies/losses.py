@@ -166,7 +166,7 @@ def _levels(ending: Ending, targets: Sequence[Tensor]) -> list[float] | None:
 class Relabelled:
     """A loss that takes the place of each label among the levels for the label.
 
-    Example:
+    Examples:
         >>> loss = Relabelled(nn.CrossEntropyLoss(), (1.0, 2.0))
         >>> loss(torch.tensor([[9.0, -9.0]]), torch.tensor([1])) < 1e-6
         tensor(True)
@@ -320,7 +320,7 @@ class Descend(Remedy):
 class Negated:
     """Minus a loss.
 
-    Example:
+    Examples:
         >>> Negated(nn.MSELoss())(torch.ones(2), torch.zeros(2))
         tensor(-1.)
     """

@@ -37,7 +37,7 @@ SCHEDULES: dict[str, Callable[[int], tuple[str, dict[str, Any]]]] = {
 class InverseTime:
     """`1 / (1 + decay * t)`, the factor of the rate at step t; torch has no schedule of this name.
 
-    Example:
+    Examples:
         >>> [InverseTime(0.5)(t) for t in (0, 2)]
         [1.0, 0.5]
     """

@@ -50,7 +50,7 @@ def drawn(figure: Figure, say: Callable[[str], str] = str) -> Drawing:
         figure: with the colours of a light `Look`; it stays as it is.
         say: translates a text.
 
-    Example:
+    Examples:
         >>> from plotly.graph_objects import Scatter
         >>> made = drawn(Look().finish(Figure(Scatter(y=[1, 2], name="<img>")), "Loss", words="It falls."))
         >>> made.title, made.words, made.height, "<img>" in made.data

@@ -26,7 +26,7 @@ def place(path: Path) -> Path:
     Raises:
         GradmendError: if there is a folder or somebody else's file, or no folder to write to.
 
-    Example:
+    Examples:
         >>> place(Path("no such folder/out.html"))
         Traceback (most recent call last):
         gradmend.errors.GradmendError: There is no folder 'no such folder' for the report. Make it first, \

@@ -63,7 +63,7 @@ def render(
         more: a script that follows all others.
         head: HTML of a server's own at the end of the head.
 
-    Example:
+    Examples:
         >>> text = render(Page("net.py", "Healthy: <nothing> found.", "good", ()))
         >>> "Healthy: &lt;nothing&gt; found." in text, "http-equiv" in text
         (True, True)

@@ -34,7 +34,7 @@ def run_page(journals: Journal | Sequence[Journal], more: Sequence[Section] = ()
     Raises:
         JournalError: if one cannot be read.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     journal = Journal(folder + "/run.gradmend")

@@ -63,7 +63,7 @@ def train_many(
     Raises:
         SetupError: for another number of seeds than of setups, and as `train` does.
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> from gradmend.zoo import mlp
         >>> sgd = partial(torch.optim.SGD, lr=0.1)

@@ -26,7 +26,7 @@ def plain(value: Any) -> Hashable:
 
     Of modules that is everything but the numbers in their parameters and buffers.
 
-    Example:
+    Examples:
         >>> plain(partial(sum, start=1)) == plain(partial(sum, start=1))
         True
         >>> plain(object()) == plain(object())

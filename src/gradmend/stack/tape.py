@@ -27,7 +27,7 @@ def trace(function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]) 
         A module that takes tensors of the same shapes and strides. `meta["val"]` of its nodes has their
         shape and dtype, on the meta device.
 
-    Example:
+    Examples:
         >>> both = trace(lambda x: (torch.func.vmap(torch.sum)(x),), [torch.ones(2, 3)])
         >>> both(torch.full((2, 3), 2.0))
         (tensor([6., 6.]),)

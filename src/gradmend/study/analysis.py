@@ -47,7 +47,7 @@ class Results(Printable):
         SetupError: for a measure that does not exist or has no better side.
         GradmendError: for outcomes that are not of one study, or a trial that is there twice.
 
-    Example:
+    Examples:
         >>> def trial(norm, seed, accuracy):
         ...     return Outcome({"norm": norm}, seed, "done", "", {"test_accuracy": accuracy}, (), ())
         >>> trials = [trial("none", seed, 0.5 + seed / 100) for seed in range(5)]

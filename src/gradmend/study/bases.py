@@ -101,7 +101,7 @@ def read_bases(given: object) -> tuple[Base, ...]:
         TargetError: for a recipe that there is not.
         SetupError: for what is no setup.
 
-    Example:
+    Examples:
         >>> [base.name for base in read_bases(["deep", "mnist"])]
         ['deep', 'mnist']
     """

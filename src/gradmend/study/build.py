@@ -47,7 +47,7 @@ def build(
         SetupError: for a setting with an impossible value.
         DataError: if the data cannot be loaded.
 
-    Example:
+    Examples:
         >>> from gradmend.remedies import BatchNorm
         >>> made = build(Base("deep", "deep"), {"depth": 2}, [BatchNorm()], 0, Length(steps=100))
         >>> [type(layer).__name__ for layer in made.setup.model]

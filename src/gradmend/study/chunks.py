@@ -167,7 +167,7 @@ def _kind(study: Study, recipe: Recipe) -> Hashable:
 def memory(setup: Setup, batch: Batch) -> int:
     """Bytes of parameters, gradients, optimizer state and saved activations, by one step of a copy.
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> from torch import nn
         >>> setup = Setup(nn.Linear(10, 1, bias=False), nn.MSELoss(), partial(torch.optim.SGD, lr=0.1))

@@ -59,7 +59,7 @@ def combinations_of(names: Sequence[str], combine: str | Iterable[Any]) -> tuple
     Raises:
         SetupError: for anything else.
 
-    Example:
+    Examples:
         >>> combinations_of(["relu", "skip"], "without")
         ((0, 0), (1, 1), (0, 1), (1, 0))
         >>> combinations_of(["relu", "skip", "norm"], ["alone", ["relu", "norm"]])[-1]

@@ -96,7 +96,7 @@ def band(curves: Table) -> Band:
     Args:
         curves: one row per seed, at least one; NaN after the end of a shorter one.
 
-    Example:
+    Examples:
         >>> band(np.array([[3.0, 2.0], [5.0, 2.0], [7.0, 2.0]])).high.tolist()
         [7.0, 2.0]
     """

@@ -97,7 +97,7 @@ class Study(Printable):
             other, and too many arms.
         TargetError: for an unknown recipe.
 
-    Example:
+    Examples:
         >>> study = Study("deep", remedies=["BatchNorm()", "AddSkips()"], factors={"depth": [5, 20]})
         >>> len(study.arms()), study.trials
         (6, 30)

@@ -56,7 +56,7 @@ class Estimate:
         seeds: on how many it rests.
         ratio: whether "no difference" is 1, not 0.
 
-    Example:
+    Examples:
         >>> Estimate(0.1, 0.05, 0.15, seeds=5).shown
         1
     """
@@ -95,7 +95,7 @@ def intervals(
     Returns:
         NaN for a mean of nothing, and for the width with fewer than three seeds.
 
-    Example:
+    Examples:
         >>> mean, half, seeds = intervals(np.array([[1.0, 2.0, 3.0, np.nan]]))
         >>> mean.tolist(), half.round(2).tolist(), seeds.tolist()  # 4.303 / sqrt(3)
         ([2.0], [2.48], [3])
@@ -116,7 +116,7 @@ def estimate(values: Float64[np.ndarray, " seeds"], measure: str) -> Estimate:
         values: as `comparable` gives them, or differences of these; NaN where there is none.
         measure: of which they are.
 
-    Example:
+    Examples:
         >>> round(estimate(np.log([2.0, 4.0, 8.0]), "seconds").value, 6)
         4.0
     """

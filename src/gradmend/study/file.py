@@ -69,7 +69,7 @@ def load_study(path_or_name: str | Path, find: Find | None = None) -> Study:
         TargetError: if there is no such file or study, or no such recipe.
         SetupError: if the file is no TOML, has an unknown key, or contradicts itself.
 
-    Example:
+    Examples:
         >>> load_study("depth").name
         'depth'
     """

@@ -69,7 +69,7 @@ def fraction(levels: Sequence[int], arms: int) -> Fraction:
     Source: Box, Hunter, The 2^(k-p) fractional factorial designs, 1961,
     https://doi.org/10.1080/00401706.1961.10489951; Fedorov, Theory of optimal experiments, 1972
 
-    Example:
+    Examples:
         >>> half = fraction([2, 2, 2], 4)
         >>> half.rows, half.resolution
         (((0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0)), 3)

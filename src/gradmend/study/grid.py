@@ -137,7 +137,7 @@ def tabulate(outcomes: Iterable[Outcome], levels: Mapping[str, Labels] | None = 
         GradmendError: if outcomes differ in their factors, have a level that is not in `levels`, or if a
             trial is there twice.
 
-    Example:
+    Examples:
         >>> trials = [Outcome({"norm": n}, 0, "done", "", {}, (), ()) for n in ("none", "batch")]
         >>> grid = tabulate(trials)
         >>> [grid.label(row) for row in range(2)], grid.base

@@ -82,7 +82,7 @@ def read_factor(name: str, given: object) -> Factor:
     Raises:
         SetupError: for what is none of these.
 
-    Example:
+    Examples:
         >>> [level.label for level in read_factor("depth", [5, 10]).levels]
         ['5', '10']
         >>> read_factor("clipping", {"none": {}, "norm": "ClipNorm(1.0)"}).levels[1].remedies
@@ -104,7 +104,7 @@ def read_remedies(given: object) -> tuple[Factor, ...]:
     Raises:
         SetupError: for what is no remedy.
 
-    Example:
+    Examples:
         >>> [factor.name for factor in read_remedies(["BatchNorm()", "AddSkips(scale=1.0)"])]
         ['BatchNorm()', 'AddSkips(scale=1.0)']
     """
@@ -140,7 +140,7 @@ def parse_remedy(text: str) -> Remedy:
     Raises:
         SetupError: if there is none of this name, or it does not take these arguments.
 
-    Example:
+    Examples:
         >>> parse_remedy("ClipNorm(0.5)"), parse_remedy("ClipNorm")
         (ClipNorm(max_norm=0.5), ClipNorm(max_norm=1.0))
     """

@@ -58,7 +58,7 @@ class Outcome:
         accuracies: on the training data, per epoch, while training.
         findings: names of `Cause` found at the start; of the arm's first seed only.
 
-    Example:
+    Examples:
         >>> Outcome({"norm": "batch"}, 0, "done", "", {"test_accuracy": 0.9}, (2.3, 1.1), (0.9,)).status
         'done'
     """

@@ -38,7 +38,7 @@ def first_over_last(setup: Setup, batch: Batch) -> float | None:
     Returns:
         None if gradients reach fewer than two such layers, or none is left of them at the last.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
         >>> _ = nn.init.eye_(model[0].weight), nn.init.constant_(model[1].weight, 0.5)

@@ -44,7 +44,7 @@ def isometry_gain(phi: Activation) -> float:
     Args:
         phi: the activation.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(isometry_gain(torch.tanh), 4)
         1.1778
@@ -73,7 +73,7 @@ def norm_factor(
         q: the second moment of what enters the activation: gain^2 of a normalization before it,
             weight_variance x gain^2 of one after it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(norm_factor(torch.relu, "batch", batch_size=64), 4)
         1.4931
@@ -107,7 +107,7 @@ def batch_norm_depth(phi: Activation, batch_size: int | None = None) -> float:
         phi: the activation.
         batch_size: samples per batch, 4 or more; without it, the limit of large batches.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(batch_norm_depth(torch.relu, batch_size=64))
         40
@@ -133,7 +133,7 @@ def residual_factor(
         scale: what the branch is multiplied with.
         norm: None, "pre" or "post".
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(residual_factor(torch.relu, 1.0, weight_variance=2.0, scale=1.0), 6)
         2.0
@@ -167,7 +167,7 @@ def residual_growth(
         norm: None, "pre" or "post", as in `residual_factor`.
         q: E x^2 of one unit of the stream before the first block.
 
-    Example:
+    Examples:
         >>> import torch
         >>> growth = residual_growth(torch.relu, 100, weight_variance=2.0, scale=100**-0.5)
         >>> round(math.exp(growth.log_gradient), 3)
@@ -198,7 +198,7 @@ def padding_factor(sizes: Sequence[int], kernel: int | Sequence[int] = 3) -> flo
         sizes: places along each axis of the map.
         kernel: places of the kernel along each axis, odd.
 
-    Example:
+    Examples:
         >>> round(padding_factor((8, 8)), 3), round(padding_factor((32, 32)), 3)
         (0.921, 0.994)
 
@@ -226,7 +226,7 @@ def squared_weight_gradient(
         signal_cross: x_c = <x, x'> of two samples.
         batch_size: samples per batch, B.
 
-    Example:
+    Examples:
         >>> squared_weight_gradient(4.0, 2.0, 0.0, 1.0, batch_size=8)
         1.0
 

@@ -59,7 +59,7 @@ def length_map(
         bias_variance: Var(b).
         keep: how likely dropout after the activation keeps a unit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(length_map(torch.relu, 3.0, weight_variance=2.0), 12)
         3.0
@@ -83,7 +83,7 @@ def length_slope(phi: Activation, q: float, weight_variance: float, keep: float 
         weight_variance: fan_in x Var(W).
         keep: how likely dropout after the activation keeps a unit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(length_slope(torch.selu, 1.0, weight_variance=1.0), 6)
         0.782648
@@ -106,7 +106,7 @@ def gradient_factor(phi: Activation, q: float, weight_variance: float, keep: flo
         weight_variance: fan_in x Var(W).
         keep: how likely dropout after the activation keeps a unit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(gradient_factor(torch.relu, 1.0, weight_variance=1 / 3), 6)  # the default of `nn.Linear`
         0.166667
@@ -131,7 +131,7 @@ def fixed_point(
         bias_variance: Var(b).
         keep: how likely dropout after the activation keeps a unit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(fixed_point(torch.tanh, 1.760955, bias_variance=0.05), 4)
         0.57
@@ -164,7 +164,7 @@ def correlation_map(
         bias_variance: Var(b).
         keep: how likely dropout after the activation keeps a unit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(correlation_map(torch.relu, 0.0, 1.0, weight_variance=2.0), 6)  # 1 / pi
         0.31831
@@ -189,7 +189,7 @@ def correlation_slope(phi: Activation, c: float, q: float, weight_variance: floa
         q: E h^2 of one pre-activation, the same for both samples.
         weight_variance: fan_in x Var(W).
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(correlation_slope(torch.relu, 0.0, 1.0, weight_variance=2.0), 6)
         0.5
@@ -212,7 +212,7 @@ def correlation_fixed_point(
         bias_variance: Var(b).
         keep: how likely dropout after the activation keeps a unit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(correlation_fixed_point(torch.tanh, 2.5, bias_variance=0.05), 4)
         0.4468
@@ -240,7 +240,7 @@ def depth_scales(
         bias_variance: Var(b).
         keep: how likely dropout after the activation keeps a unit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(depth_scales(torch.tanh, 1.5, bias_variance=0.05).correlation, 2)
         15.79
@@ -273,7 +273,7 @@ def trainable_depth(
         bias_variance: Var(b).
         keep: how likely dropout after the activation keeps a unit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(trainable_depth(torch.tanh, 1.0, bias_variance=0.05))
         22

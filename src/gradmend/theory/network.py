@@ -97,7 +97,7 @@ def propagate(
     Raises:
         SetupError: if there is no node, or if one reads what is not before it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from gradmend.theory.rules import Elementwise
         >>> found = propagate([Linear(2.0), Elementwise(torch.relu)] * 50, Signal(0.5, gap=1.0))

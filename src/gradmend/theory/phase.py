@@ -84,7 +84,7 @@ def phase_diagram(
         weight_variances: values of fan_in x Var(W).
         bias_variances: values of Var(b).
 
-    Example:
+    Examples:
         >>> diagram = phase_diagram(torch.tanh, [1.0, 2.0, 3.0], [0.05])
         >>> diagram.chaotic.tolist(), round(float(diagram.critical), 3)
         ([[False, True, True]], 1.761)
@@ -127,7 +127,7 @@ def critical(phi: Activation, bias_variance: float = 0.0) -> Critical | None:
         phi: the activation.
         bias_variance: Var(b).
 
-    Example:
+    Examples:
         >>> import torch
         >>> point = critical(torch.tanh, bias_variance=0.05)
         >>> round(point.weight_variance, 4), round(point.q, 4), point.stable

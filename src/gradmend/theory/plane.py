@@ -53,7 +53,7 @@ def plane(phi: Activation, biases: float) -> Plane:
         phi: the activation.
         biases: up to which bias variance.
 
-    Example:
+    Examples:
         >>> import torch
         >>> found = plane(torch.tanh, 0.05)
         >>> round(float(found.critical[-1]), 2)

@@ -42,7 +42,7 @@ def expectation(f: Activation, q: float) -> float:
         f: an elementwise function, with any kinks or jumps.
         q: the second moment of the pre-activation.
 
-    Example:
+    Examples:
         >>> round(expectation(torch.relu, 1.0), 6)  # 1 / sqrt(2 pi)
         0.398942
     """
@@ -59,7 +59,7 @@ def output_moment(phi: Activation, q: float) -> float:
         phi: the activation.
         q: the second moment of the pre-activation.
 
-    Example:
+    Examples:
         >>> round(output_moment(torch.tanh, 1.0), 6)
         0.394294
     """
@@ -76,7 +76,7 @@ def slope_moment(phi: Activation, q: float) -> float:
         phi: the activation.
         q: the second moment of the pre-activation; 0 is the limit from above.
 
-    Example:
+    Examples:
         >>> round(slope_moment(torch.tanh, 1.0), 6)
         0.464403
     """

@@ -29,7 +29,7 @@ def rnn_factor(phi: Activation, weight_variance: float, drive: float) -> float:
         weight_variance: units x Var(W); 1 for orthogonal weights.
         drive: the second moment of what enters each pre-activation from outside.
 
-    Example:
+    Examples:
         >>> round(rnn_factor(torch.tanh, weight_variance=1.0, drive=0.05), 3)
         0.759
 
@@ -52,7 +52,7 @@ def lstm_factor(forget_bias: float, weight_variance: float, drive: float) -> flo
         weight_variance: units x Var(W) of each gate's matrix; 1/3 by torch's default.
         drive: the second moment of what enters each pre-activation from outside.
 
-    Example:
+    Examples:
         >>> round(lstm_factor(1.0, weight_variance=1 / 3, drive=1 / 6) ** 0.5, 3)
         0.841
 
@@ -85,7 +85,7 @@ def gru_factor(update_bias: float, weight_variance: float, drive: float) -> floa
         weight_variance: units x Var(W) of each gate's matrix; 1/3 by torch's default.
         drive: the second moment of what enters each pre-activation from outside.
 
-    Example:
+    Examples:
         >>> round(gru_factor(1.0, weight_variance=1 / 3, drive=1 / 6) ** 0.5, 3)
         0.793
 
@@ -114,7 +114,7 @@ def memory_length(gate_bias: float) -> float:
     Args:
         gate_bias: the sum of both biases of the gate.
 
-    Example:
+    Examples:
         >>> [round(memory_length(bias), 1) for bias in (0.0, 1.0, 2.0, 3.0)]
         [1.4, 3.2, 7.9, 20.6]
 

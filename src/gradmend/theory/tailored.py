@@ -50,7 +50,7 @@ def leaky_slope(depth: int, cosine: float = 0.9) -> float:
     Raises:
         SetupError: for another cosine, or a depth below 1.
 
-    Example:
+    Examples:
         >>> round(leaky_slope(50), 6), round(leaky_slope(1000), 3)
         (0.430523, 0.844)
 
@@ -89,7 +89,7 @@ def tailor(phi: Activation, depth: int, curvature: float = 0.3) -> Tailoring:
     Raises:
         SetupError: if no such constants are found.
 
-    Example:
+    Examples:
         >>> found = tailor(torch.tanh, depth=64, curvature=0.2)
         >>> round(found.input_scale, 3), round(found.input_shift, 3)
         (0.059, 0.522)

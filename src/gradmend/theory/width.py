@@ -33,7 +33,7 @@ def finite_width_mean(depth: int, width: int) -> float:
         depth: how many layers.
         width: units per layer.
 
-    Example:
+    Examples:
         >>> round(finite_width_mean(100, 256), 4)
         -0.9766
 
@@ -52,7 +52,7 @@ def finite_width_deviation(depth: int, width: int) -> float:
         depth: how many layers.
         width: units per layer.
 
-    Example:
+    Examples:
         >>> round(finite_width_deviation(100, 256), 4)
         1.3975
 
@@ -81,7 +81,7 @@ def gradient_deviation(layers: Sequence[Layer], *, measured: bool = False) -> fl
         layers: the hidden ones, from the first to the last.
         measured: whether the lengths q of the network itself are known, so that they stray no more.
 
-    Example:
+    Examples:
         >>> import torch
         >>> relu = [Layer(torch.relu, 1.0, units=256)] * 100
         >>> round(gradient_deviation(relu), 4) == round(finite_width_deviation(100, 256), 4)

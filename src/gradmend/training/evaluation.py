@@ -81,7 +81,7 @@ def evaluate(setup: Setup, batches: Iterable[Batch]) -> tuple[float, float | Non
     Raises:
         DataError: without any batch.
 
-    Example:
+    Examples:
         >>> setup = Setup(nn.Identity(), nn.CrossEntropyLoss())
         >>> evaluate(setup, [(torch.eye(3), torch.tensor([0, 1, 1]))])[1]
         0.6666666666666666

@@ -34,7 +34,7 @@ def recut(batches: Iterable[Batch], rows: int | None) -> Iterator[Batch]:
 
     Batches that are no tuple of tensors with rows, or no others would fit to, come as they are.
 
-    Example:
+    Examples:
         >>> batches = [(torch.zeros(3, 2), torch.zeros(3))] * 3
         >>> [len(y) for _, y in recut(batches, 4)]
         [4, 4, 1]
@@ -78,7 +78,7 @@ def feed(data: Any, batch_size: int, seed: int, device: torch.device, rows: int 
     Raises:
         DataError: if it is none of these, or empty.
 
-    Example:
+    Examples:
         >>> whole = feed((torch.zeros(8, 2), torch.zeros(8, 1)), 4, seed=0, device=torch.device("cpu"))
         >>> [len(y) for _, y in whole.epoch()]
         [4, 4]

@@ -25,7 +25,7 @@ from gradmend.training.evaluation import Tally
 class Stepper:
     """Takes the optimizer steps of a setup; a factory makes its optimizer here.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> step = Stepper(Setup(nn.Linear(2, 1), nn.MSELoss(), SGD))
         >>> step([(torch.zeros(4, 2), torch.zeros(4, 1))]).shape

@@ -159,7 +159,7 @@ def train(
         BatchError: if model, batch and loss do not fit each other.
         TargetError: for an unknown recipe.
 
-    Example:
+    Examples:
         >>> history = train("deep", steps=20, device="cpu")
         >>> history.steps, round(history.loss[-1], 1)  # ln 10: it has not learnt anything
         (20, 2.3)

@@ -71,7 +71,7 @@ def run_trial(
         SetupError: if the setup cannot be copied, or lacks a loss or an optimizer.
         BatchError: if model, batch and loss do not fit each other.
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> nn = torch.nn
         >>> setup = Setup(nn.Linear(2, 1), nn.MSELoss(), partial(torch.optim.SGD, lr=0.1))
@@ -93,7 +93,7 @@ class Run:
         seed: of all random numbers while training.
         stretch: steps between two looks at whether the loss is still a number.
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> nn = torch.nn
         >>> setup = Setup(nn.Linear(2, 1), nn.MSELoss(), partial(torch.optim.SGD, lr=0.1))

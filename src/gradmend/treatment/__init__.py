@@ -169,7 +169,7 @@ def mend(
     Returns:
         The treatment; a healthy setup comes back unchanged, and so does one that nothing helps.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> healthy = Setup(nn.Sequential(nn.Linear(8, 3)), nn.CrossEntropyLoss())

@@ -62,7 +62,7 @@ class Followed:
 class Kept:
     """Draws, and knows again what it has drawn from the very same numbers, until `forget` is called twice.
 
-    Example:
+    Examples:
         >>> kept, drawn = Kept(), []
         >>> def draw(values):
         ...     drawn.append(len(values))

@@ -14,7 +14,7 @@ class Gate:
     Args:
         look: is called with a module and its arguments.
 
-    Example:
+    Examples:
         >>> import torch
         >>> gate = Gate(lambda module, args: print(type(module).__name__))
         >>> gate.open()

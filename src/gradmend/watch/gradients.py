@@ -25,7 +25,7 @@ _FEWEST = 8
 class Gradients:
     """Reads the gradients of parameters of floating point.
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(2, 1)
         >>> layer(torch.ones(1, 2)).sum().backward()
         >>> Gradients(list(layer.parameters())).read()[:, 0].tolist()  # rms

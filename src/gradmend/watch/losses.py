@@ -20,7 +20,7 @@ class Losses:
     Attributes:
         several: whether the last one was not the first of its step.
 
-    Example:
+    Examples:
         >>> losses = Losses()
         >>> for part in (1.0, 3.0):
         ...     losses.add(torch.tensor(part, requires_grad=True) / 2, 1.0)

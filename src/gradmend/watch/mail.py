@@ -18,7 +18,7 @@ _LATE = 16
 class Mail:
     """Brings tensors to the host in their order: those on the CPU at once, others when they are there.
 
-    Example:
+    Examples:
         >>> Mail().post(torch.ones(2), lambda x: print(x.tolist()))
         [1.0, 1.0]
     """

@@ -60,7 +60,7 @@ class Watch:
     Raises:
         SetupError: for a model that is none, or an unknown `every`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -32,7 +32,7 @@ class Calls:
     Attributes:
         now: of the call whose backward pass has not ended.
 
-    Example:
+    Examples:
         >>> calls = Calls()
         >>> calls.now = (torch.full((4, 2), torch.nan),), {}
         >>> calls.end(late=True)
@@ -80,7 +80,7 @@ def find_origin(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 
     It is the loss where `first_lost` finds nothing. Everything of the user's is left as it was.
 
-    Example:
+    Examples:
         >>> find_origin(nn.Linear(2, 1), (torch.full((4, 2), torch.nan),), {}).sentence
         'The batch holds values that are not finite.'
     """

@@ -19,7 +19,7 @@ class Owner:
     Attributes:
         rivals: whether another model was seen to be stepped as well, as in adversarial training.
 
-    Example:
+    Examples:
         >>> import torch
         >>> models = nn.Linear(1, 1), nn.Linear(1, 1)
         >>> optimizers = [torch.optim.SGD(model.parameters()) for model in models]

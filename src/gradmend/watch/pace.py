@@ -37,7 +37,7 @@ class Pace:
         chosen: the steps in which layers are looked at (`taps`); None leaves that to the budget.
         clock: tells the seconds.
 
-    Example:
+    Examples:
         >>> pace = Pace(0.02)
         >>> [pace.next(step, ("exam", "gradients")) for step in (1, 2, 3)]
         [('exam',), ('gradients',), ()]

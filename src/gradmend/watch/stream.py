@@ -148,7 +148,7 @@ class Stream:
         origin: where the first number came from that is not finite, if that was seen.
         lasting: what was found in the losses and has not passed.
 
-    Example:
+    Examples:
         >>> stream = Stream()
         >>> stream.losses.add(1, 2.0)
         >>> stream.losses.last

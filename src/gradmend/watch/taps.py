@@ -34,7 +34,7 @@ class Taps:
         device: of their outputs.
         guard: wraps what the user's training calls, so that it never sees an error.
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(2, 1)
         >>> taps = Taps({"layer": layer}, torch.device("cpu"))
         >>> taps.open()

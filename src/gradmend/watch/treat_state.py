@@ -34,7 +34,7 @@ class State:
 def take(step: int, model: nn.Module, optimizer: Optimizer) -> State:
     """Copy a training as it is now.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(1, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> before, state = model.weight.item(), take(0, model, optimizer)

@@ -33,7 +33,7 @@ class Throttle:
         factor: of the learning rates of all groups.
         bound: of the norm of the gradient; None for no bound.
 
-    Example:
+    Examples:
         >>> weight = torch.ones(1, requires_grad=True)
         >>> optimizer = torch.optim.SGD([weight], lr=1.0)
         >>> throttle = Throttle()

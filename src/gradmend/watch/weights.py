@@ -18,7 +18,7 @@ class Weights:
     Args:
         parameters: of floating point; those of one optimizer's model.
 
-    Example:
+    Examples:
         >>> weight = torch.ones(10, requires_grad=True)
         >>> weights = Weights([weight])
         >>> weights.before()

@@ -82,7 +82,7 @@ def mlp(
     rectifiers, 2022, https://arxiv.org/abs/2203.08120 (tailored); Schoenholz, Gilmer, Ganguli,
     Sohl-Dickstein, Deep information propagation, 2017, https://arxiv.org/abs/1611.01232 (variances)
 
-    Example:
+    Examples:
         >>> mlp(4, 2, width=8, depth=1, activation="relu")
         Sequential(
           (0): Linear(in_features=4, out_features=8, bias=True)

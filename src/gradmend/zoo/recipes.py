@@ -172,7 +172,7 @@ def recipe(
         SetupError: for an unknown change.
         DataError: if the data cannot be loaded, or is none for this network.
 
-    Example:
+    Examples:
         >>> recipe("deep", depth=10, activation="relu").data
         Data('digits', 1437 + 360 rows of [64], 10 classes)
     """
@@ -237,7 +237,7 @@ def _loss(plan: _Plan, data: Data) -> nn.Module:
 def usual_settings(name: str) -> dict[str, Any]:
     """The settings of a recipe's network, with the values that they have if nothing is said.
 
-    Example:
+    Examples:
         >>> usual_settings("deep")["activation"]
         'sigmoid'
     """

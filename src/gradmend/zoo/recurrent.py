@@ -85,7 +85,7 @@ def recurrent(
     modeling, 2014, https://arxiv.org/abs/1412.3555; Tallec, Ollivier, Can recurrent neural networks warp
     time?, 2018, https://arxiv.org/abs/1804.11188 (memory)
 
-    Example:
+    Examples:
         >>> model = recurrent(8, 10, cell="gru", width=16)
         >>> model(torch.zeros(5, 30, 8)).shape
         torch.Size([5, 10])

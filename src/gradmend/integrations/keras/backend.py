@@ -17,7 +17,7 @@ def import_keras() -> Any:
         MissingExtraError: if Keras is not installed.
         SetupError: if Keras is in use on something else.
 
-    Example:
+    Examples:
         >>> import_keras().backend.backend()
         'torch'
     """

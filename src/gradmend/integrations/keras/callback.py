@@ -36,7 +36,7 @@ class WatchCallback(_Callback):  # type: ignore[misc]
     Warns:
         UserWarning: if the model was compiled with `jit_compile=True`; then nothing is watched.
 
-    Example:
+    Examples:
         >>> import numpy, keras
         >>> model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)])
         >>> model.compile("sgd", "mse")

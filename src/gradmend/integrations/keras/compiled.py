@@ -79,7 +79,7 @@ def optimizer_like(optimizer: Any) -> OptimizerFactory | None:
     Args:
         optimizer: of Keras.
 
-    Example:
+    Examples:
         >>> from gradmend.integrations.keras.backend import import_keras
         >>> factory = optimizer_like(import_keras().optimizers.SGD(0.5, momentum=0.75))
         >>> factory([nn.Parameter(torch.zeros(1))]).defaults["momentum"]

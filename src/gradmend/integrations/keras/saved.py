@@ -151,7 +151,7 @@ def read_saved(path: str) -> SavedModel:
         TargetError: if there is no such file, or Keras cannot read it.
         MissingExtraError: if Keras is not installed.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> keras = import_keras()
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -57,7 +57,7 @@ def twin(model: Any) -> nn.Sequential | None:
         A copy, in training mode; None where the layers are no chain, one of them has no counterpart, or the
         outputs differ.
 
-    Example:
+    Examples:
         >>> from gradmend.integrations.keras.backend import import_keras
         >>> keras = import_keras()
         >>> model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3, "relu", name="first")])
