@@ -148,6 +148,9 @@ def test_formulas_and_examples_are_drawn(browser: Browser, site: Path) -> None:
         assert page.locator("details.example").count() == len(Cause) - len(NO_EXAMPLE) + 1  # the shared lines
     with opened(browser, site / "remedies.html") as page:
         assert page.locator("details.example").count() == len(cards()) - len(FEW)
+    with opened(browser, site / "api.html") as page:
+        assert page.locator(".doc-contents .highlight").filter(has_text=">>>").count() > 10
+        assert page.locator("blockquote").count() == 0  # what becomes of examples that are taken for prose
 
 
 def test_search_finds_from_disk(browser: Browser, site: Path) -> None:

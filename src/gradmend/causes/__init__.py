@@ -55,8 +55,9 @@ class Illness:
 class Cause(Enum):
     """An illness. Roots come before the symptoms that they bring about.
 
-    >>> Cause.DEAD_UNITS.title, Cause.DEAD_UNITS.part
-    ('dead units', 'activation')
+    Examples:
+        >>> Cause.DEAD_UNITS.title, Cause.DEAD_UNITS.part
+        ('dead units', 'activation')
     """
 
     @staticmethod

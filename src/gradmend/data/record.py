@@ -96,9 +96,10 @@ class Data:
     def batch_count(self, size: int) -> int:
         """How many batches of so many rows an epoch has.
 
-        >>> x = torch.zeros(9, 1)
-        >>> Data(x, x, x[:0], x[:0], name="toy", classes=None).batch_count(4)
-        2
+        Examples:
+            >>> x = torch.zeros(9, 1)
+            >>> Data(x, x, x[:0], x[:0], name="toy", classes=None).batch_count(4)
+            2
         """
         return math.ceil(len(self.x) / size) - (len(self.x) > size > 1 == len(self.x) % size)
 

@@ -71,8 +71,9 @@ class Finding(Printable):
     def numbers(self) -> str:
         """What was measured against what is expected, in words; "" if nothing was.
 
-        >>> Finding(Cause.PLATEAU, Severity.NOTE, "It rests.", 1.5, 1.0, "loss").numbers
-        '1.5, expected 1 (loss)'
+        Examples:
+            >>> Finding(Cause.PLATEAU, Severity.NOTE, "It rests.", 1.5, 1.0, "loss").numbers
+            '1.5, expected 1 (loss)'
         """
         if self.measured is None:
             return ""
