@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradmend.study.chunks import Chunk, Show, halves, room
+from gradmend.study.chunks import Chunk, Show, halves, room, work_of
 from gradmend.study.outcome import Outcome
 from gradmend.study.trials import lost, run_chunk
 
@@ -25,7 +25,7 @@ def can_fork() -> bool:
 
 
 class Processes:
-    """Runs each chunk in a process of its own, so many at a time.
+    """Runs each chunk in a process of its own, so many at a time, those with the most work first.
 
     They are made by fork and share what this process has in memory: nothing is imported or loaded again. One
     that dies, as for want of memory, does not touch this process; when this one dies, they end too.
@@ -46,7 +46,7 @@ class Processes:
         self, study: Study, chunks: Sequence[Chunk], show: Show
     ) -> Iterator[tuple[Chunk, dict[str, Outcome]]]:
         """The chunks, or parts of them, with their outcomes by the keys of the trials, as they end."""
-        waiting = list(reversed(chunks))
+        waiting = sorted(chunks, key=work_of)
         busy: dict[Any, _Copy] = {}
         try:
             while waiting or busy:
