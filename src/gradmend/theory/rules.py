@@ -81,7 +81,8 @@ class Linear(Rule):
             return [Gradient(gradient.log, gradient.cosine).times(self.weight_variance)]
         units = math.inf if self.fan_in is None else float(self.fan_in)
         more = 1 + (gradient.radial - 1) / units
-        product = self.weight_variance * (x.length + self.shift * x.mean) ** 2 / max(x.length, SMALLEST)
+        share = (1 + self.shift * x.mean / max(x.length, SMALLEST)) ** 2  # of x, along x + shift
+        product = self.weight_variance * x.length * share
         q = self.weight_variance * x.shifted(self.shift).length + self.bias_variance
         kept = product / max(q, SMALLEST)
         radial = np.maximum(gradient.radial / more * kept, 1.0)
