@@ -54,7 +54,8 @@ window.gradmend = (() => {
 
   // What is shown must not wait until the code of plotly is unpacked and read, which takes most of a second.
   async function unpacked(held) {
-    const bytes = Uint8Array.from(atob(held.textContent), (letter) => letter.charCodeAt(0));
+    const letters = atob(held.textContent), bytes = new Uint8Array(letters.length);
+    for (let at = 0; at < bytes.length; at++) bytes[at] = letters.charCodeAt(at); // ten times as fast as `from`
     const code = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
     script.textContent = await new Response(code).text();

@@ -69,7 +69,7 @@ def render(
         (True, True)
     """
     held, say = content(page, lang), partial(translated, lang=lang)
-    own = bool(held["figures"]) and not plotly
+    library = get_plotlyjs() if held["figures"] and not plotly else ""
     scripts = [_text("page.js"), more]
     told = {**style(), "words": {key: say(text) for key, text in _WORDS.items()}}
     return _JINJA.get_template("page.html").render(
@@ -78,10 +78,10 @@ def render(
         say=say,
         generator=f"gradmend {version('gradmend')}",
         made=_made(say),
-        policy="" if nonce else _policy([*scripts, get_plotlyjs() if own else ""], plotly),
+        policy="" if nonce else _policy([*scripts, library], plotly),
         nonce=Markup(f' nonce="{nonce}"' if nonce else ""),
         plotly=plotly,
-        packed=_packed() if own else "",
+        packed=_packed(library) if library else "",
         heights=sorted(set(re.findall(r'data-height="(\d+)"', held["html"]))),
         css=Markup(_text("page.css")),
         head=Markup(head),
@@ -204,9 +204,9 @@ def _digest(script: str) -> str:
 
 
 @cache
-def _packed() -> str:
+def _packed(script: str) -> str:
     """The code of plotly, most of a page, at two fifths of its size; the page unpacks it once it is shown."""
-    return b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    return b64encode(gzip.compress(script.encode(), mtime=0)).decode()
 
 
 @cache

@@ -46,6 +46,8 @@ class Signal:
 
     def shifted(self, by: float) -> Signal:
         """With a constant added to all values; what samples differ in stays."""
+        if by == 0:
+            return self
         q = self.q + by * (2 * self.mean + by)
         kept = self.length / max(mean(q), SMALLEST)
         far = None if self.far is None else min(kept * self.far, 2.0)
