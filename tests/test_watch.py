@@ -75,7 +75,7 @@ FAULTS = [
     (faster, 1, Cause.LEARNING_RATE_TOO_HIGH, ()),
     (spoil, 0, Cause.NON_FINITE, ()),
     (overflow, 0, Cause.NON_FINITE, ("4",)),
-    (forget, 2 * EVERY, Cause.WEIGHTS_TOO_SMALL, ("4",)),
+    (forget, 0, Cause.WEIGHTS_TOO_SMALL, ("4",)),
     (kill, 2 * EVERY, Cause.DEAD_UNITS, ("5",)),
 ]
 
@@ -95,6 +95,36 @@ def test_a_fault_is_found_soon_with_its_cause_and_site(
     assert FAULT <= first.began <= FAULT + delay
     assert first.finding.sites[: len(sites)] == sites
     assert first.finding.where == ()  # no line of this file is within the model
+
+
+def test_weights_that_are_set_to_zero_are_found_before_training_has_filled_them_up() -> None:
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    notices: list[Notice] = []
+    train(model, Watch(model, optimizer, report=notices.append), optimizer, forget)
+    assert [(n.finding.cause, n.began) for n in notices if n.ended is None] == [
+        (Cause.WEIGHTS_TOO_SMALL, FAULT)
+    ]
+    assert notices[0].finding.sites == ("4",)
+    assert model[4].weight.detach().square().mean().sqrt() > 0.01
+
+
+def test_weights_that_somebody_else_writes_at_every_step_are_looked_at_more_and_more_seldom() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    book = Book()
+    with Watch(model, optimizer, journal=book, budget=1e-9) as watch:
+        for _ in range(200):
+            x = torch.randn(16, 20)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), x.argmax(1) % 5).backward()
+            optimizer.step()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.clamp_(-0.5, 0.5)
+    assert watch.findings == ()
+    looks = [step for step, values in book.of("reading") if values["table"] == "weights"]
+    assert [step for step in looks if step > 10] == [52, 152]
 
 
 def test_a_finding_is_reported_once_and_again_when_it_has_passed() -> None:

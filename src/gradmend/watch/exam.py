@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -164,6 +164,19 @@ def judge(profile: Profile) -> list[Finding]:
         return lost
     cut = any(finding.cause is Cause.DEAD_UNITS and finding.measured == 1 for finding in found)
     return [finding for finding in found if not (cut and finding.cause in _SHRUNK)]
+
+
+def tables(profile: Profile) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...], Tensor]]:
+    """What a full look has seen of the weights, and of every site: name, rows, statistics and values."""
+    found = [p for p in profile.parameters if math.prod(p.shape)]
+    weights = [(p.rms, math.nan if p.update is None else p.update) for p in found]
+    names = tuple(p.name for p in found)
+    yield "weights", names, Weights.statistics, torch.tensor(weights).reshape(-1, 2)
+    columns = ("mean", "rms", "gradient", "cosine", "zero", "dead")
+    rows = [[getattr(reading, column) for column in columns] for reading in profile.sites]
+    known = [[math.nan if value is None else value for value in row] for row in rows]
+    names = tuple(reading.site.name for reading in profile.sites)
+    yield "sites", names, columns, torch.tensor(known).reshape(-1, len(columns))
 
 
 _SHRUNK = frozenset(

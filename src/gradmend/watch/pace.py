@@ -57,7 +57,8 @@ class Pace:
         self._last = dict.fromkeys(SHARES, -_OPENING)
         self._alarmed = False
         self._idle: tuple[int, Sequence[str]] = 0, ()
-        self._patience, self._rest = _PATIENCE, 0
+        self._patience = dict.fromkeys(SHARES, _PATIENCE)
+        self._rest = dict.fromkeys(SHARES, 0)
         self._time = clock()
 
     def next(self, step: int, possible: Sequence[str]) -> tuple[str, ...]:
@@ -111,11 +112,14 @@ class Pace:
         """Look at the next step in full."""
         self._alarmed = True
 
-    def suspect(self, step: int) -> None:
-        """Look at the next step in full, if that has not just been done for the same reason."""
-        if step >= self._rest:
-            self._alarmed = True
-            self._rest, self._patience = step + self._patience, 2 * self._patience
+    def suspect(self, step: int, name: str = "exam") -> bool:
+        """Whether a suspicion is worth a look: not where it has just been; a full one is then the next."""
+        if step < self._rest[name]:
+            return False
+        self._rest[name] = step + self._patience[name]
+        self._patience[name] *= 2
+        self._alarmed = self._alarmed or name == "exam"
+        return True
 
     def _due(self, name: str, step: int) -> bool:
         if name == "taps" and self._chosen is not None:

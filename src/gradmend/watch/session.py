@@ -20,7 +20,7 @@ from gradmend.probe import compiled
 from gradmend.profile import Profile
 from gradmend.setup import parameters_of
 from gradmend.watch import events, rules
-from gradmend.watch.exam import Exam, judge, running
+from gradmend.watch.exam import Exam, judge, running, tables
 from gradmend.watch.gate import Gate
 from gradmend.watch.gradients import Gradients
 from gradmend.watch.losses import Losses
@@ -190,8 +190,7 @@ class Session:
             self._build()
         if "gradients" in self._looking and self._gradients is not None:
             self._post("gradients", self._names, self._gradients.statistics, self._gradients.read())
-        if "weights" in self._looking and self._weights is not None:
-            self._weights.before()
+        self._look_at_weights()
         if self._exam is not None:
             self._exam.before_step()
         loss, step = self._losses.take(), self.step
@@ -200,6 +199,15 @@ class Session:
         else:
             now = rate(optimizer)
             self._mail.post(loss, lambda x: self._gather_loss(step, now, x.item()))
+
+    def _look_at_weights(self) -> None:
+        """If that is planned, or they are not those that the last step left; training fills them up soon."""
+        if self._weights is None:
+            return
+        if self._ranks is None and self._weights.overwritten and self._pace.suspect(self.step, "weights"):
+            self._looking = (*self._looking, "weights")
+        if "weights" in self._looking:
+            self._weights.before()
 
     def after_step(self, optimizer: Optimizer) -> None:
         """The parameters have moved."""
@@ -212,6 +220,8 @@ class Session:
             self._post("layers", self._taps.names, self._taps.statistics, self._taps.read(self._scale))
         if "exam" in self._looking:
             self._end_exam()
+        if self._weights is not None:
+            self._weights.leave()
         self._mail.fetch()
         if self._ranks is not None:
             self._exchange(self._ranks)
@@ -312,7 +322,8 @@ class Session:
         first, self.profile = self.profile is None, profile
         self.stream.locate(profile.anatomy)
         self._follow(profile)
-        self._take_profile(profile)
+        for name, rows, statistics, values in tables(profile):
+            self._post(name, rows, statistics, values)
         if self._speaks:
             self._decide(judge(profile), first)
 
@@ -390,17 +401,6 @@ class Session:
             self._notices.update(name, table.step, found, over=name == "gradients")
         if rules.suspects(self.stream, name):
             self._pace.suspect(self.step)
-
-    def _take_profile(self, profile: Profile) -> None:
-        """A full look has seen the weights, and every site."""
-        found = [p for p in profile.parameters if math.prod(p.shape)]
-        weights = [(p.rms, math.nan if p.update is None else p.update) for p in found]
-        self._post("weights", self._names, Weights.statistics, torch.tensor(weights).reshape(-1, 2))
-        names = tuple(reading.site.name for reading in profile.sites)
-        columns = ("mean", "rms", "gradient", "cosine", "zero", "dead")
-        rows = [[getattr(reading, column) for column in columns] for reading in profile.sites]
-        known = [[math.nan if value is None else value for value in row] for row in rows]
-        self._post("sites", names, columns, torch.tensor(known).reshape(-1, len(columns)))
 
     def _take_loss(self, step: int, rate: float | None, loss: float | None) -> None:
         self._write("step", step, {"loss": loss, "gradient": self._norm, "rate": rate})

@@ -33,6 +33,21 @@ class Weights:
         self._parameters = parameters
         self._norms: list[Tensor] = []
         self._samples: list[Tensor] = []
+        self._matrices = [parameter for parameter in parameters if parameter.dim() > 1]
+        self._version: int | None = None
+
+    def leave(self) -> None:
+        """What is written from now on is not the optimizer's."""
+        self._version = self._written()
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether matrices have been written since `leave`; through `.data` that is not seen."""
+        return self._version not in (None, self._written())
+
+    def _written(self) -> int:
+        """How often in all."""
+        return sum([parameter._version for parameter in self._matrices])
 
     def before(self) -> None:
         """Look at the values."""
