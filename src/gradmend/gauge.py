@@ -24,6 +24,9 @@ _HEIGHT = 32
 _GRAMS = 64
 """How many Gram matrices, of 2 kB each, are looked at together."""
 
+_FRUGAL = 32
+"""Of the room of samples and Gram matrices, one part in so many."""
+
 Rows: TypeAlias = Tensor | Sequence[Sequence[float]]
 """Numbers, a row for each place; those that are known already are no tensor."""
 
@@ -101,25 +104,22 @@ class Gauge:
     Args:
         size: takes whole tensors [places, B, ...], in float32 or float64, and the places' keys.
         look: takes samples of them [places, b, n] and the keys.
-        part: of the usual room, one in so many: less memory, and somewhat more time.
+        frugal: with hardly any memory, in up to half as much time again.
     """
 
-    def __init__(self, size: Look | None, look: Look | None, part: int = 1) -> None:
+    def __init__(self, size: Look | None, look: Look | None, frugal: bool = False) -> None:
         self._size = size
         self._look = look
-        self._part = part
+        self._frugal = frugal
         self._places: dict[object, Pile | Single] = {}
 
     def place(self, like: Tensor) -> Pile | Single:
         """Where to add tensors of this shape, precision and device."""
         kind = (like.shape, like.dtype, like.device)
         if kind not in self._places:
-            small = like.numel() <= _SMALL
-            self._places[kind] = (
-                Pile(self._both, _ROOM // self._part)
-                if small
-                else Single(self._size, self._look, _ROOM_OF_SAMPLES // self._part)
-            )
+            small = like.numel() <= _SMALL and not self._frugal
+            room = _ROOM_OF_SAMPLES // (_FRUGAL if self._frugal else 1)
+            self._places[kind] = Pile(self._both) if small else Single(self._size, self._look, room)
         return self._places[kind]
 
     def finish(self) -> None:
@@ -140,12 +140,12 @@ class Angles:
 
     Args:
         look: takes what `stats.directions` found [places, 2], and the places' keys.
-        part: of the usual number of places, one in so many wait.
+        frugal: with fewer places that wait.
     """
 
-    def __init__(self, look: Look, part: int = 1) -> None:
+    def __init__(self, look: Look, frugal: bool = False) -> None:
         self._look = look
-        self._most = _GRAMS // part
+        self._most = _GRAMS // (_FRUGAL if frugal else 1)
         self._keys: list[Key] = []
         self._grams: list[Tensor] = []
 

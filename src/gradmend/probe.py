@@ -129,7 +129,7 @@ class Probe:
         guard: wraps what autograd is to call.
         recorder: makes what sees the functions of the forward pass, of the model and what to call before and
             after each site.
-        part: of the room of gauges, one in so many.
+        frugal: with hardly any memory of its own.
     """
 
     def __init__(
@@ -138,16 +138,16 @@ class Probe:
         model: nn.Module,
         guard: Guard = _as_it_is,
         recorder: Callable[..., Recorder] = Recorder,
-        part: int = 1,
+        frugal: bool = False,
     ) -> None:
-        self._part = part
+        self._frugal = frugal
         self._ledger = ledger
         self._guard = guard
-        self._angles = {group: Angles(partial(self._note, group), part) for group in ("signal", "slopes")}
-        self._signals = Gauge(self._size, self._look_at_signals, part)
+        self._angles = {group: Angles(partial(self._note, group), frugal) for group in ("signal", "slopes")}
+        self._signals = Gauge(self._size, self._look_at_signals, frugal)
         self._inputs: dict[tuple[float, float], Gauge] = {}
         self._outputs: dict[int, Gauge] = {}
-        self._slopes = Gauge(self._size_slopes, self._look_at_slopes, part)
+        self._slopes = Gauge(self._size_slopes, self._look_at_slopes, frugal)
         self._active: set[Key] = set()
         self._last: Tensor | None = None
         self._read: dict[Key, tuple[Key, tuple[float, float]]] = {}
@@ -216,7 +216,7 @@ class Probe:
             self._read[here - 1] = here, steep
             return
         if steep not in self._inputs:
-            self._inputs[steep] = Gauge(None, partial(self._look_at_inputs, steep), self._part)
+            self._inputs[steep] = Gauge(None, partial(self._look_at_inputs, steep), self._frugal)
         self._inputs[steep].place(signal).add(here, signal.detach())
 
     def _after(self, call: Call, site: Site, output: Tensor) -> None:
@@ -249,7 +249,7 @@ class Probe:
     def _output_gauge(self, unit_dim: int) -> Gauge:
         if unit_dim not in self._outputs:
             self._outputs[unit_dim] = Gauge(
-                partial(self._size_outputs, unit_dim), self._look_at_outputs, self._part
+                partial(self._size_outputs, unit_dim), self._look_at_outputs, self._frugal
             )
         return self._outputs[unit_dim]
 

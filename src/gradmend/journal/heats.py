@@ -31,6 +31,7 @@ def heats(series: Sequence[Series]) -> dict[str, Heat]:
         "step": _merged(series, ("weights",), _relative),
         "weights": _merged(series, ("weights",), lambda table: table.column("value")),
         "dead": _merged(series, ("sites",), lambda table: table.column("dead")),
+        "saturated": _merged(series, ("sites",), lambda table: table.column("saturation")),
         "likeness": _merged(series, ("sites",), lambda table: table.column("cosine")),
     }
     return {name: heat for name, heat in read.items() if heat is not None and len(heat.steps) > 1}

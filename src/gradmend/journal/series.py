@@ -39,7 +39,9 @@ class Series:
     values: Float32[np.ndarray, "steps rows statistics"]
 
     def column(self, statistic: str) -> Float32[np.ndarray, "steps rows"]:
-        """One number of each row at each step."""
+        """One number of each row at each step; nothing is known of a column that there is not."""
+        if statistic not in self.statistics:
+            return np.full(self.values.shape[:2], np.nan, np.float32)
         found: Float32[np.ndarray, "steps rows"] = self.values[:, :, self.statistics.index(statistic)]
         return found
 

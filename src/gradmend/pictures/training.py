@@ -19,6 +19,7 @@ SCALES: Final = {
     "step": Scale("step of each weight over its size", middle=-3.0),
     "weights": Scale("size of each weight"),
     "dead": Scale("share of dead units", powers=False),
+    "saturated": Scale("saturation of each activation", powers=False),
     "likeness": Scale("cosine between the outputs of two samples", powers=False),
 }
 """What is drawn of every layer at every step, the most telling first; sizes are root mean squares."""

@@ -172,7 +172,7 @@ def tables(profile: Profile) -> Iterator[tuple[str, tuple[str, ...], tuple[str, 
     weights = [(p.rms, math.nan if p.update is None else p.update) for p in found]
     names = tuple(p.name for p in found)
     yield "weights", names, Weights.statistics, torch.tensor(weights).reshape(-1, 2)
-    columns = ("mean", "rms", "gradient", "cosine", "zero", "dead")
+    columns = ("mean", "rms", "gradient", "cosine", "zero", "dead", "saturation")
     rows = [[getattr(reading, column) for column in columns] for reading in profile.sites]
     known = [[math.nan if value is None else value for value in row] for row in rows]
     names = tuple(reading.site.name for reading in profile.sites)
@@ -190,17 +190,16 @@ _SHRUNK = frozenset(
 )
 
 
-_PART = 8
-"""Exams are seldom, and shall not need memory that the training has not: a small network's step has 1 MB."""
-
-
 class _LiveProbe(Probe):
-    """The probe of `measure`, led by a forward and backward pass that somebody else takes."""
+    """The probe of `measure`, led by a forward and backward pass that somebody else takes.
+
+    Exams are seldom, and shall not need memory that the training has not: a small network's step has 1 MB.
+    """
 
     recorder: CarefulRecorder
 
     def __init__(self, ledger: Ledger, model: nn.Module, guard: Guard) -> None:
-        super().__init__(ledger, model, guard, partial(CarefulRecorder, guard=guard), _PART)
+        super().__init__(ledger, model, guard, partial(CarefulRecorder, guard=guard), frugal=True)
         self._waited: dict[int, Tensor] = {}
 
     def end_forward(self) -> None:

@@ -45,7 +45,7 @@ _FAREWELL = 2.0
 _PATIENCE = timedelta(seconds=10)
 """To wait for an answer of the store, at most."""
 
-_LINEAR = frozenset(("mean", "silent", "dead", "zero", "cosine"))
+_LINEAR = frozenset(("mean", "silent", "dead", "zero", "cosine", "saturation"))
 """Statistics whose means are taken as they are; of all others it is that of the squares."""
 
 _joined: Counter[str] = Counter()
