@@ -184,6 +184,7 @@ def test_the_theme_is_chosen_and_remembered(browser: Browser, tmp_path: Path) ->
         page.emulate_media(color_scheme="light")
         page.reload()
         seen(page)
+        until(page, f"{COLOUR} === '#56B4E9'")
         assert look() == ("Theme: dark", night, "#56B4E9")
 
 
