@@ -17,7 +17,7 @@ def watched(path: Path) -> Path:
     model = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
     nn.init.constant_(model[0].bias, 50.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    with Watch(model, optimizer, journal=path, budget=100.0, report=lambda notice: None):
+    with Watch(model, optimizer, journal=path, budget=100.0, report=list):
         for _ in range(80):
             optimizer.zero_grad()
             model(torch.randn(32, 8)).square().mean().backward()

@@ -62,7 +62,7 @@ _BATCHES, _SAMPLES = 4, 128
 """So many batches are looked at, of which the first so many samples are measured."""
 
 _TRAINED = 16
-"""On so many copies are trained, where it is told how many steps are planned."""
+"""On so many copies are trained."""
 
 _TRIED, _PACED = 6, 10
 """Steps that are tried on one batch; and where it counts how their pace changes, for more are planned."""
@@ -82,10 +82,11 @@ def diagnose(
 
     Args:
         setup: what trains. It is left exactly as it was.
-        batches: one batch `(x, y)` or several (a list, a `DataLoader`); at most four are looked at, sixteen
-            where steps are planned.
+        batches: one batch `(x, y)` or several (a list, a `DataLoader`); at most four are looked at, and
+            copies train on sixteen.
         steps: how many optimizer steps are planned; whether they suffice is judged only if they are told.
-        seconds: of computing, for trainings of copies that tell how far the planned steps could get.
+        seconds: of computing, for trainings of copies that tell how far the planned steps could get; if none
+            are told, how far a thousand could, where nothing else is found and the prognosis leaves doubts.
 
     Returns:
         A diagnosis: `.healthy`, `.findings`, `.prognosis`, `.profile`; printing it shows a table.
@@ -102,7 +103,7 @@ def diagnose(
         >>> [f.cause.title for f in diagnose(Setup(model, nn.CrossEntropyLoss()), batch).findings]
         ['softmax before logits loss']
     """
-    every = as_batches(batches, limit=_BATCHES if steps is None else _TRAINED)
+    every = as_batches(batches, limit=_TRAINED)
     given = every[:_BATCHES]
     profile, step = _measured(setup, _enough(given))
     contract = read_contract(replace(setup, optimizer=None), given)  # which way it steps comes with the steps
@@ -119,8 +120,8 @@ def diagnose(
     diagnosis = _judge(profile)
     findings = decide(setup, given[0], profile, diagnosis.findings)
     diagnosis = replace(diagnosis, findings=findings, prognosis=_prognosis(setup, given, profile))
-    findings = settle(setup, given, profile, diagnosis)
-    return replace(diagnosis, findings=reach(setup, every, profile, findings, seconds))
+    diagnosis = replace(diagnosis, findings=settle(setup, given, profile, diagnosis))
+    return replace(diagnosis, findings=reach(setup, every, diagnosis, seconds))
 
 
 def _measured(setup: Setup, batches: Sequence[Batch]) -> tuple[Profile, float]:

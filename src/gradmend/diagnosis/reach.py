@@ -2,8 +2,9 @@
 
 Copies train for the planned steps on some batches and are judged by others: one as it is, one with all that
 is usual at once (standardized data, fresh weights, Adam). Where the second gets much further, one thing after
-the other is changed, and what closes most of the gap is to blame. So this needs to be told how many steps are
-planned: with other settings nearly every network learns faster, and it is no fault to take one's time.
+the other is changed, and what closes most of the gap is to blame. So this should be told how many steps are
+planned: with other settings nearly every network learns faster, and it is no fault to take one's time. Where
+nothing is told, a thousand are taken to be, and only setups of a doubtful prognosis are tried.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from gradmend.diagnosis.attempts import (
     with_adam,
 )
 from gradmend.diagnosis.changes import hidden_activations
-from gradmend.diagnosis.finding import Finding, Severity
+from gradmend.diagnosis.finding import Diagnosis, Finding, Severity
 from gradmend.diagnosis.trial import CONTESTED, first
 from gradmend.profile import Profile
 from gradmend.setup import Batch, Setup
@@ -75,6 +76,16 @@ CURABLE = CONTESTED | {
 _LONGER = (4.0, 16.0, 64.0, 256.0, 1024.0)
 """So many times longer steps are tried, as long as it gets better."""
 
+_UNTOLD, _AS_LONG, _SURE, _BATCHES = 1000, (3.0, 10.0), 0.9, 8
+"""Steps that are tried if it is untold how many are planned, and how many times as long, for there may be ten
+times as many. Not of a setup with errors, or of which it is so sure that it trains; and not on fewer batches,
+which would be learnt by heart.
+"""
+
+_SUPPOSITION = (
+    "It is not told how many steps are planned (--planned-steps); 1000 were tried, and longer ones."
+)
+
 _BLAMED, _UNSEEN = 3, 0.25
 """So many causes at most; the share of the batches that copies are judged by."""
 
@@ -97,16 +108,14 @@ def judged(trained: Setup, held: Sequence[Batch]) -> float | None:
 def reach(
     setup: Setup,
     batches: Sequence[Batch],
-    profile: Profile,
-    findings: Sequence[Finding],
+    diagnosis: Diagnosis,
     seconds: float = MOST_SECONDS,
 ) -> tuple[Finding, ...]:
     """What keeps a setup from getting as far in the planned steps as it could, by trainings of copies.
 
     Args:
         batches: `(x, y)`; the last quarter is held back to judge by.
-        profile: of this setup, with the planned steps.
-        findings: what is known; a contradiction makes trainings needless.
+        diagnosis: what is known; a contradiction makes trainings needless.
         seconds: of computing; no training begins later.
 
     Returns:
@@ -122,11 +131,13 @@ def reach(
         >>> diagnose(slow, batches, steps=150).findings[0].cause.title
         'learning rate too low'
     """
+    profile, findings = diagnosis.profile, diagnosis.findings
     errors = {f.cause for f in findings if f.severity is Severity.ERROR}
-    if profile.planned is None or not errors <= CURABLE or not _possible(setup, batches):
+    planned = profile.planned or _supposed(diagnosis, batches)
+    if planned is None or not errors <= CURABLE or not _possible(setup, batches):
         return tuple(findings)
-    rivals = _Rivals(setup, batches, profile.planned, seconds)
-    own = rivals.own()
+    rivals = _Rivals(setup, batches, planned, seconds)
+    own = rivals.own((1.0,) if profile.planned else _AS_LONG)
     if own is None or own > 1 - _MARGIN:
         return tuple(findings)
     usual = rivals.score(_usual(profile)) or -1.0
@@ -135,6 +146,13 @@ def reach(
     if max(own, usual) < _NOTHING:
         return _senseless(findings, max(own, usual))
     return tuple(findings) if errors else _too_short(rivals, findings, own)
+
+
+def _supposed(diagnosis: Diagnosis, batches: Sequence[Batch]) -> int | None:
+    """How many steps are planned where that is untold; None where trainings are not worth their time."""
+    prognosis = diagnosis.prognosis
+    doubtful = diagnosis.healthy and (prognosis is None or prognosis.probability < _SURE)
+    return _UNTOLD if doubtful and len(batches) >= _BATCHES else None
 
 
 def _better(other: float, own: float) -> bool:
@@ -178,16 +196,14 @@ class _Rivals:
         self.taken = 0
         self.until = process_time() + seconds
 
-    def own(self) -> float | None:
-        """Of the setup as it is; None if that cannot be had, or too few of its steps."""
+    def own(self, times: Sequence[float]) -> float | None:
+        """Of the setup as it is, with so many times the steps; None if too few of them fit into its time."""
         score = self.score(Attempt((), "", (1.0,)))
         share = self.taken / self.planned
         if score is None or share < _SHARE:
             return None
-        if share == 1:
-            return score
-        longer = self.score(Attempt((), "", (1 / share,)))  # steps so much longer go about as far
-        return score if longer is None else max(score, longer)
+        longer = (self.after(Attempt((), "", ()), more / share) for more in times if more != share)
+        return max([score, *(found for found in longer if found is not None)])  # longer ones go about as far
 
     def score(self, attempt: Attempt, enough: float = 1.0, least: float = -1.0) -> float | None:
         """The best at any of the rates, tried until one is enough or worse; None if none can be had."""
@@ -249,6 +265,8 @@ def _blamed(
     if not blamed:
         cause, text = Cause.SLOW_CONVERGENCE, f"{told}, with all that is usual by {usual:.2f}."
         blamed[cause] = Finding(cause, Severity.ERROR, cause.sentence, own, usual, "fit", evidence=(text,))
+    if profile.planned is None:
+        blamed = {cause: replace(f, evidence=(*f.evidence, _SUPPOSITION)) for cause, f in blamed.items()}
     return first(blamed, findings)
 
 
@@ -326,7 +344,8 @@ def _attempts(profile: Profile) -> Iterator[Attempt]:
     if any(p.frozen for p in profile.parameters):
         yield Attempt((Cause.FROZEN_PARAMETERS,), "nothing frozen", (1.0,), _thawed)
     yield Attempt((Cause.LEARNING_RATE_TOO_HIGH,), "shorter steps", (0.1, 0.01))
-    yield Attempt((Cause.LEARNING_RATE_TOO_LOW, Cause.TOO_FEW_STEPS), "longer steps", _LONGER)
+    slow = (Cause.LEARNING_RATE_TOO_LOW, *([Cause.TOO_FEW_STEPS] if profile.planned else []))
+    yield Attempt(slow, "longer steps", _LONGER)
     yield Attempt((Cause.UNFIT_OPTIMIZER,), "Adam", (1.0, 10.0), with_adam)
     yield Attempt((_of_weights(profile),), "weights drawn afresh", (1.0,), _drawn)
     if places := _curved(profile.anatomy):
