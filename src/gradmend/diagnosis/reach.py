@@ -44,7 +44,7 @@ from gradmend.training import Run
 from gradmend.training.evaluation import evaluate, fit
 
 _SECONDS, _SHARE, _BLOCK = 0.5, 0.25, 50
-"""Seconds of computing of one training, and how often they are counted. A training that takes less
+"""Seconds of computing of one training, and the most steps until they are counted. A training that takes less
 than this share of the planned steps in its own tells too little."""
 
 MOST_SECONDS = 6.0
@@ -236,12 +236,11 @@ class _Rivals:
 
 def _as_far_as_time(run: Run, planned: int) -> int:
     """Take the planned steps, or as many as there is time for; how many these are."""
-    end = process_time() + _SECONDS
-    for steps in range(_BLOCK, planned, _BLOCK):
+    end, steps = process_time() + _SECONDS, 0
+    while steps < planned and process_time() < end:
+        steps = min(planned, steps + min(steps + 1, _BLOCK))
         run.train(steps)
-        if process_time() > end:
-            return steps
-    return planned
+    return steps
 
 
 def _blamed(

@@ -283,7 +283,8 @@ def _by_heart(trial: _Trial, findings: Sequence[Finding]) -> tuple[Finding, ...]
         own, others = _own_and_others(setup, unseen, _PERMUTED)
         return (fmean(others) - own) / max(stdev(others), 1e-12)
 
-    found = (trial.after(Attempt((), "", ()), multiple, _MORE, seen, told) for multiple in (1.0, 4.0, 16.0))
+    multiples = (multiple for multiple in (1.0, 4.0, 16.0) if time.process_time() < trial.end)
+    found = (trial.after(Attempt((), "", ()), multiple, trial.steps, seen, told) for multiple in multiples)
     better = next((value for value in found if value is not None), math.inf)
     if better > 2:
         return None
