@@ -101,12 +101,24 @@ def test_weights_that_are_set_to_zero_are_found_before_training_has_filled_them_
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     notices: list[Notice] = []
-    train(model, Watch(model, optimizer, report=notices.append), optimizer, forget)
-    assert [(n.finding.cause, n.began) for n in notices if n.ended is None] == [
-        (Cause.WEIGHTS_TOO_SMALL, FAULT)
+    train(model, Watch(model, optimizer, report=notices.append), optimizer, forget, steps=150)
+    assert [(n.finding.cause, n.began, n.finding.sites) for n in notices[:1]] == [
+        (Cause.WEIGHTS_TOO_SMALL, FAULT, ("4",))
     ]
-    assert notices[0].finding.sites == ("4",)
+    assert len(notices) == 2
+    assert notices[1].ended == FAULT + 50
     assert model[4].weight.detach().square().mean().sqrt() > 0.01
+
+
+def test_weights_that_stay_zero_are_a_finding_that_lasts() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    notices: list[Notice] = []
+    train(model, Watch(model, optimizer, report=notices.append), optimizer, forget, steps=300)
+    assert [(n.finding.cause, n.began, n.ended) for n in notices[:1]] == [
+        (Cause.WEIGHTS_TOO_SMALL, FAULT, None)
+    ]
+    assert all(n.finding.cause is not Cause.WEIGHTS_TOO_SMALL for n in notices[1:])
 
 
 def test_weights_that_somebody_else_writes_at_every_step_are_looked_at_more_and_more_seldom() -> None:

@@ -69,13 +69,8 @@ class Notices:
         places = {cause: place for (known, cause), place in self._lasting.items() if known == source}
         return {cause: self._all[place].finding for cause, place in places.items()}
 
-    def update(self, source: str, step: int, findings: Iterable[Finding], over: bool = True) -> None:
-        """Take what a source finds now; what it found before and does not now has passed.
-
-        Args:
-            source: only what it found itself can pass.
-            over: whether anything may pass.
-        """
+    def update(self, source: str, step: int, findings: Iterable[Finding]) -> None:
+        """Take what a source finds now; what it found before itself, and does not now, has passed."""
         found = {finding.cause: finding for finding in findings}
         for cause, finding in found.items():
             if not any(known == cause for _, known in self._lasting):
@@ -83,7 +78,7 @@ class Notices:
                 self._all.append(Notice(finding, step))
                 self._tell(len(self._all) - 1, step)
         passed = [key for key in self._lasting if key[0] == source and key[1] not in found]
-        for key in passed if over else ():
+        for key in passed:
             place = self._lasting.pop(key)
             self._all[place] = replace(self._all[place], ended=step)
             self._tell(place, step)

@@ -129,25 +129,31 @@ def divergence(stream: Stream) -> Finding | None:
 def weights_gone(stream: Stream) -> Finding | None:
     """Between two looks the weights of a layer shrank to a hundredth: something has overwritten them.
 
-    Not the optimizer: at the first look its step was below a tenth of their size.
+    Not the optimizer: at the first look its step was below a tenth of their size. It has passed once they are
+    above a hundredth again.
     """
     now, before = stream.latest("weights"), stream.previous("weights")
     if now is None or before is None:
         return None
+    sizes = dict(zip(now.rows, now.column("value").tolist(), strict=True))
+    stream.gone = {name: old for name, old in stream.gone.items() if sizes.get(name, old) < _GONE * old}
+    stream.gone |= _gone(now, before)
+    if not stream.gone:
+        return None
+    worst = min(stream.gone, key=lambda name: sizes[name] / stream.gone[name])
+    new, old = sizes[worst], stream.gone[worst]
+    text = (
+        f"Between steps {before.step} and {now.step} the weights of {worst} went from rms "
+        f"{number(old)} to {number(new)}: nothing of its input comes through."
+    )
+    return at(stream, Cause.WEIGHTS_TOO_SMALL, Severity.ERROR, text, new, old, tuple(stream.gone))
+
+
+def _gone(now: Table, before: Table) -> dict[str, float]:
+    """What shrank so far, with its size before."""
     old, new = before.column("value"), now.column("value")
     gone = np.flatnonzero((old > 0) & (new < _GONE * old) & ~(before.column("update") > _STRIDE * old))
-    matrices = [int(i) for i in gone if not now.rows[i].endswith("bias")]
-    if not matrices:
-        return None
-    worst = min(matrices, key=lambda i: new[i] / old[i])
-    names = tuple(now.rows[i] for i in matrices)
-    text = (
-        f"Between steps {before.step} and {now.step} the weights of {now.rows[worst]} went from rms "
-        f"{number(float(old[worst]))} to {number(float(new[worst]))}: nothing of its input comes through."
-    )
-    return at(
-        stream, Cause.WEIGHTS_TOO_SMALL, Severity.ERROR, text, float(new[worst]), float(old[worst]), names
-    )
+    return {name: float(old[i]) for i in gone if not (name := now.rows[i]).endswith("bias")}
 
 
 def bouncing(stream: Stream) -> Finding | None:

@@ -204,7 +204,8 @@ class Session:
         """If that is planned, or they are not those that the last step left; training fills them up soon."""
         if self._weights is None:
             return
-        if self._ranks is None and self._weights.overwritten and self._pace.suspect(self.step, "weights"):
+        strange = self._weights.overwritten or self.stream.gone
+        if strange and self._ranks is None and self._pace.suspect(self.step, "weights"):
             self._looking = (*self._looking, "weights")
         if "weights" in self._looking:
             self._weights.before()
@@ -397,8 +398,7 @@ class Session:
         if name == "gradients" and self.compiled:  # nothing can look closer
             judges = (rules.silent_layer,)
         if judges:
-            found = [finding for rule in judges if (finding := rule(self.stream))]
-            self._notices.update(name, table.step, found, over=name == "gradients")
+            self._notices.update(name, table.step, [found for rule in judges if (found := rule(self.stream))])
         if rules.suspects(self.stream, name):
             self._pace.suspect(self.step)
 

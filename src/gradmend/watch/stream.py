@@ -145,6 +145,7 @@ class Stream:
         sites: the name and the line of the first site that uses a parameter, by the parameter's name.
         game: whether other models are stepped in turn with this one, so that its loss depends on them.
         skipped: how many steps in a row a `GradScaler` has left out.
+        gone: the size of weights before something else than the optimizer made them next to nothing.
         origin: where the first number came from that is not finite, if that was seen.
         lasting: what was found in the losses and has not passed.
 
@@ -161,6 +162,7 @@ class Stream:
         self._tables: dict[str, tuple[Table | None, Table]] = {}
         self.sites: dict[str, tuple[str, str | None]] = {}
         self.game, self.skipped = False, 0
+        self.gone: dict[str, float] = {}
         self.origin: Finding | None = None
         self.lasting: dict[Cause, Finding] = {}
 
@@ -171,6 +173,7 @@ class Stream:
     def forget(self, step: int) -> None:
         """The training is again as it was after this step, or goes on with other weights."""
         self._tables.clear()
+        self.gone.clear()
         self.losses.forget(step)
 
     def locate(self, anatomy: Anatomy) -> None:
