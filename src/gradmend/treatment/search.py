@@ -288,12 +288,12 @@ class Search:
     def tuned(self, plans: Sequence[Plan]) -> list[Plan]:
         """The structures of the best plan and of the fallback, each with a learning rate found for it.
 
-        None where a plan is nearly good enough as it is; where none helps, the rate alone may.
+        None where a plan is nearly good enough as it is; where none helps, a rate to blame is found alone.
         """
         helping = [plan for plan in plans if self.better(plan)]
         if any(self.score(plan) >= _NEARLY for plan in helping):
             return []
-        alone: list[Plan] = [] if self.treatable & _CONTRADICTIONS else [()]
+        alone: list[Plan] = [()] if self.treatable & LearningRate.treats else []
         chosen = [*(helping[:1] or alone), *filter(None, [self.firm])]
         shapes = [tuple(r for r in plan if not isinstance(r, UseOptimizer)) for plan in chosen]
         rates = [joined(shape, (LearningRate(),)) for shape in shapes]
