@@ -188,17 +188,13 @@ class Search:
         self.best = next((plan for plan in better if self.better(plan, 2 * self.budget.steps, seed=1)), ())
 
     def lasting(self, plan: Plan) -> Plan:
-        """The plan, or what trains nearly always, where that gets clearly further in the planned steps.
-
-        In all of them, if half of the steps that are left suffice: what is a little too fast diverges late.
-        """
+        """The plan, or what trains nearly always, where that gets clearly further in the planned steps."""
         if not self.planned or self.patience <= self.budget.steps or plan == self.firm:
             return plan
-        steps = max(self.patience, min(self.planned, self.left() // 2))
-        late = self.score(plan, steps)
+        late = self.score(plan, self.patience)
         if late > 1 - _TOLERANCE or not self.firm or not self.cures(self.firm):
             return plan
-        return self.firm if self.score(self.firm, steps) > late + _TOLERANCE else plan
+        return self.firm if self.score(self.firm, self.patience) > late + _TOLERANCE else plan
 
     def leader(self) -> Plan:
         """The plan of the best trial so far, if it beats the setup as it is."""
@@ -421,9 +417,6 @@ class Search:
 
     def pause(self, steps: int = 0) -> None:
         """Between two pieces of work: end here if the time is over, or the trials leave too few steps."""
-        if perf_counter() > self.until or self.left() < max(1, steps):
+        left = self.budget.trials * self.budget.steps - sum(self.taken().values())
+        if perf_counter() > self.until or left < max(1, steps):
             raise TimeIsUp
-
-    def left(self) -> int:
-        """The steps that the trials of the budget have left."""
-        return self.budget.trials * self.budget.steps - sum(self.taken().values())
