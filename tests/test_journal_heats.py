@@ -6,27 +6,24 @@ import pytest
 import torch
 from torch import nn
 
+import gradmend as gm
 from gradmend.journal import Journal
 from gradmend.journal.heats import heats
 from gradmend.journal.series import read_series
-from gradmend.watch import Watch
-
-
-def watched(path: Path) -> Path:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
-    nn.init.constant_(model[0].bias, 50.0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    with Watch(model, optimizer, journal=path, budget=100.0, report=list):
-        for _ in range(80):
-            optimizer.zero_grad()
-            model(torch.randn(32, 8)).square().mean().backward()
-            optimizer.step()
-    return path
+from gradmend.watch.exam import tables
 
 
 def test_the_saturation_of_each_activation_is_recorded(tmp_path: Path) -> None:
-    found = heats(list(read_series(watched(tmp_path / "run.gradmend"), 1)))["saturated"]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    nn.init.constant_(model[0].bias, 50.0)
+    profile = gm.measure(gm.Setup(model, nn.MSELoss()), (torch.randn(32, 8), torch.randn(32, 1)))
+    with Journal(tmp_path / "run.gradmend").run("new") as run:
+        for step in (1, 5):
+            for name, rows, statistics, values in tables(profile):
+                reading = {"table": name, "rows": rows, "statistics": statistics, "values": values.numpy()}
+                run.sink("net").write("reading", step, reading)
+    found = heats(list(read_series(tmp_path / "run.gradmend", 1)))["saturated"]
     assert found.names == ("1", "3")
     assert found.values[:, 0] == pytest.approx(1.0)
     assert found.values[:, 1].max() < 0.1
