@@ -172,8 +172,8 @@ def test_each_network_is_trained_as_alone(name: str) -> None:
 )
 def test_of_any_architecture(architecture: dict[str, Any], rows: int) -> None:
     own, others = ([setup(s, network=partial(network, **architecture)) for s in range(3)] for _ in range(2))
-    # Layer normalization over few units that are nearly equal divides by their difference: rounding grows, with
-    # five units of tanh past 1e-5 in 20 steps. So fewer are compared here; other tests compare 50.
+    # Layer normalization over few units that are nearly equal divides by their difference: rounding grows,
+    # with five units of tanh past 1e-5 in 20 steps. So fewer are compared here; other tests compare 50.
     stacked, as_one = together(own, steps=10, batch_size=rows)
     assert_same(stacked, alone(others, steps=10, batch_size=rows), rel=1e-6)
     assert as_one
