@@ -37,7 +37,7 @@ from gradmend.diagnosis.attempts import (
 )
 from gradmend.diagnosis.changes import hidden_activations
 from gradmend.diagnosis.finding import Diagnosis, Finding, Severity
-from gradmend.diagnosis.trial import CONTESTED, first
+from gradmend.diagnosis.trial import CONTESTED, UNTOLD, first
 from gradmend.profile import Profile
 from gradmend.setup import Batch, Setup
 from gradmend.training import Run
@@ -76,10 +76,10 @@ CURABLE = CONTESTED | {
 _LONGER = (4.0, 16.0, 64.0, 256.0, 1024.0)
 """So many times longer steps are tried, as long as it gets better."""
 
-_UNTOLD, _AS_LONG, _SURE, _BATCHES = 1000, (3.0, 10.0), 0.9, 8
-"""Steps that are tried if it is untold how many are planned, and how many times as long, for there may be ten
-times as many. Not of a setup with errors, or of which it is so sure that it trains; and not on fewer batches,
-which would be learnt by heart.
+_AS_LONG, _SURE, _BATCHES = (3.0, 10.0), 0.9, 8
+"""So many times as long steps are tried if it is untold how many are planned, for there may be ten times as
+many. Not of a setup with errors, or of which it is so sure that it trains; and not on fewer batches, which
+would be learnt by heart.
 """
 
 _SUPPOSITION = (
@@ -152,7 +152,7 @@ def _supposed(diagnosis: Diagnosis, batches: Sequence[Batch]) -> int | None:
     """How many steps are planned where that is untold; None where trainings are not worth their time."""
     prognosis = diagnosis.prognosis
     doubtful = diagnosis.healthy and (prognosis is None or prognosis.probability < _SURE)
-    return _UNTOLD if doubtful and len(batches) >= _BATCHES else None
+    return UNTOLD if doubtful and len(batches) >= _BATCHES else None
 
 
 def _better(other: float, own: float) -> bool:

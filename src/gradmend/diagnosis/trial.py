@@ -34,7 +34,7 @@ from gradmend.profile import Profile
 from gradmend.readout import lower
 from gradmend.setup import Batch, Setup
 
-_STEPS, _MORE, _LITTLE, _UNTOLD = 24, 96, 1_000_000, 1000
+_STEPS, _MORE, _LITTLE, UNTOLD = 24, 96, 1_000_000, 1000
 """Steps of one attempt; more where they cost little: weights times rows. How many are planned if untold."""
 
 _WELL, _LEARNS, _FAR_BETTER = 0.5, 0.2, 3.0
@@ -112,7 +112,7 @@ def settle(
     if not suspicious or not _possible(setup, batches):
         return findings
     trial = _Trial(setup, [_some(batch) for batch in batches])
-    planned = profile.planned or _UNTOLD
+    planned = profile.planned or UNTOLD
     own = trial.best(Attempt((), "", _multiples(planned, trial.steps)), _WELL, planned)
     if own is None:
         return findings
