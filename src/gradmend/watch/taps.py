@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -50,14 +51,14 @@ class Taps:
         self, modules: Mapping[str, nn.Module], device: torch.device, guard: Guard = lambda function: function
     ) -> None:
         self.names = tuple(modules)
-        self._sums = torch.full((len(modules), 2), math.nan, device=device)
-        rows = ((row[0], row[1]) for row in self._sums)
+        self._norms = torch.full((len(modules), 2), math.nan, device=device)
+        rows = ((row[0], row[1]) for row in self._norms)
         self._slots: dict[int, _Slots] = {  # by the `id`, so that no module is kept alive
             id(module): (place, *row)
             for place, (module, row) in enumerate(zip(modules.values(), rows, strict=True))
         }
         self._sizes = [math.nan] * len(modules)
-        self._counts: Tensor | None = None
+        self._roots: Tensor | None = None
         self._waiting: dict[int, _Slots] = {}
         self._without_graph: dict[int, _Slots] = {}
         self._handle: RemovableHandle | None = None
@@ -67,7 +68,7 @@ class Taps:
     def open(self) -> None:
         """Look at the next forward and backward pass."""
         self.close()
-        self._sums.fill_(math.nan)
+        self._norms.fill_(math.nan)
         self._waiting = dict(self._slots)
         self._handle = register_module_forward_hook(self._look)
 
@@ -84,9 +85,10 @@ class Taps:
         Args:
             scale: what the loss was multiplied by; gradients that are too large because of it are unknown.
         """
-        if self._counts is None:
-            self._counts = torch.tensor(self._sizes).to(self._sums.device, non_blocking=True)[:, None]
-        found = (self._sums / self._counts).sqrt_()
+        if self._roots is None:
+            roots = torch.tensor(self._sizes, dtype=torch.float32).sqrt_()
+            self._roots = roots.to(self._norms.device, non_blocking=True)[:, None]
+        found = self._norms / self._roots
         if isinstance(scale, Tensor):
             gradients = found[:, 1] / scale
             found[:, 1] = gradients.where(gradients.isfinite(), gradients.new_full((), math.nan))
@@ -101,13 +103,12 @@ class Taps:
         signal = output if type(output) is Tensor else next(tensors_in(output), None)
         if signal is None or not signal.is_floating_point():
             return
-        values = _flat(signal)
-        size = values.numel()
+        size = signal.numel()
         if self._sizes[slots[0]] != size:  # seldom, for to ask for a device takes longer than to sum
-            if signal.device != self._sums.device:
+            if signal.device != self._norms.device:
                 return
-            self._sizes[slots[0]], self._counts = size, None
-        torch.dot(values, values, out=slots[1])
+            self._sizes[slots[0]], self._roots = size, None
+        _norm(signal, slots[1])
         if signal.requires_grad:
             self._follow(signal, slots[2])
         else:
@@ -130,18 +131,12 @@ class Taps:
 def _add_gradient(slot: Tensor, output: int, gradients: Sequence[Tensor | None]) -> None:
     gradient = gradients[output]
     if gradient is not None:
-        values = _flat(gradient)
-        torch.dot(values, values, out=slot)
+        _norm(gradient, slot)
 
 
-def _flat(signal: Tensor) -> Tensor:
-    """Its values in the order of memory, so that nothing is copied; in float32."""
-    x = signal.detach() if signal.requires_grad else signal
-    if not x.is_contiguous():
-        x = x.permute(sorted(range(x.dim()), key=x.stride, reverse=True))
-    if x.dtype != torch.float32:
-        x = x.float()
-    return x.flatten()
+def _norm(signal: Tensor, slot: Tensor) -> None:
+    values = signal.detach() if signal.requires_grad else signal
+    vector_norm(values if values.dtype == torch.float32 else values.float(), out=slot)
 
 
 def layers(anatomy: Anatomy, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
