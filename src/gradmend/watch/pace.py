@@ -23,6 +23,9 @@ _OPENING, _SLOWLY = 16, 4
 _PATIENCE = 50
 """Steps from one full look that a suspicion asked for to the next; they double each time."""
 
+_COMPARED = 31
+"""Last steps without a look that one with a look is compared with, and last looks whose costs count."""
+
 _LEAST = 0.01
 """Steps that a look is taken to cost at least: smaller differences drown in how steps differ anyway."""
 
@@ -30,7 +33,8 @@ _LEAST = 0.01
 class Pace:
     """Chooses for each step what to look at, or nothing, and learns what that costs.
 
-    What a look costs is the median of the last steps with it, less the median of those without any.
+    What a look costs is by how much a step with it is longer than the median of those just before that had
+    none, so that a machine that is slower at times does not mislead; of the last looks the median counts.
 
     Args:
         budget: share of the training's time.
@@ -51,8 +55,9 @@ class Pace:
     ) -> None:
         self._shares = {name: share * budget for name, share in SHARES.items()}
         self._chosen, self._clock = chosen, clock
-        self._bare: deque[float] = deque(maxlen=63)
-        self._with: dict[str, deque[float]] = {name: deque(maxlen=9) for name in SHARES}
+        self._bare: deque[float] = deque(maxlen=_COMPARED)
+        self._costs: dict[str, deque[float]] = {name: deque(maxlen=_COMPARED) for name in SHARES}
+        self._new: list[tuple[str, float]] = []
         self._intervals = dict.fromkeys(SHARES, _OPENING)
         self._last = dict.fromkeys(SHARES, -_OPENING)
         self._alarmed = False
@@ -97,8 +102,19 @@ class Pace:
         """A step has ended, in which this was looked at."""
         now = self._clock()
         seconds, self._time = now - self._time, now
-        name = next((name for name in looked if name != "taps" or self._chosen is None), "")
-        (self._with[name] if name else self._bare).append(seconds)
+        if name := next((name for name in looked if name != "taps" or self._chosen is None), ""):
+            self._new.append((name, seconds))
+            return
+        self._bare.append(seconds)
+        if self._new:
+            self._compare()
+
+    def _compare(self) -> None:
+        """Add what the newest looks cost, in steps without any."""
+        bare = median(self._bare)
+        for name, seconds in self._new:
+            self._costs[name].append(seconds / bare - 1)
+        self._new = []
 
     def begin(self) -> None:
         """The next step begins now."""
@@ -133,10 +149,9 @@ class Pace:
 
     def _affordable(self, name: str) -> int:
         """Steps between two looks, by what the last ones cost."""
-        known = self._with[name]
-        if not known or not self._bare:
+        if not self._costs[name]:
             return _OPENING
-        cost = max(_LEAST, median(known) / median(self._bare) - 1)
+        cost = max(_LEAST, median(self._costs[name]))
         wanted = math.ceil(cost / self._shares[name])
         return wanted if name == "exam" else min(wanted, _SLOWLY * self._intervals[name])
 
