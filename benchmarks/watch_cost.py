@@ -22,8 +22,9 @@ DEFAULT = ((MLP_20, 1.02), (RESNET, 1.02), (GRU, 1.02), (GPT, 1.02), (MLP_50, 1.
 EVERY_STEP = ((MLP_20, 1.15), (MLP_50, 1.40), (RESNET, 1.12), (GRU, 1.04))
 MEMORY = 1.02
 
-BLOCK, TURNS, GROUPS = 0.4, 3, 7
-"""Seconds of steps in a block, blocks in a group, groups: looks are dozens of steps apart, and all count."""
+BLOCK, TURNS, GROUPS = 0.1, 10, 11
+"""Seconds of steps in a block, blocks in a group, groups: blocks are short, as a machine's moods change within
+seconds, and groups long, as looks are dozens of steps apart, and all count."""
 
 SETTLE = 4.0
 """Seconds of steps after which the watch knows what its looks cost."""
@@ -90,11 +91,13 @@ def _settle(job: Job, watch: Watch) -> None:
 
 
 def _ratio(bare: Job, watched: Job, watch: Watch, steps: int) -> float:
-    """A few short turns of each, so that what else the machine does hits both alike."""
+    """Short turns of each, so that what else the machine does hits both alike; in a first step they settle."""
     ours = theirs = 0.0
     for _ in range(TURNS):
+        bare.step()
         theirs += host_seconds(lambda: _steps(bare, steps))
         with watch:
+            watched.step()
             ours += host_seconds(lambda: _steps(watched, steps))
     return ours / theirs
 

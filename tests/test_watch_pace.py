@@ -13,16 +13,25 @@ class World:
     """Steps of one second, longer where something is looked at."""
 
     def __init__(
-        self, costs: dict[str, float], budget: float, chosen: Callable[[int], bool] | None = None
+        self,
+        costs: dict[str, float],
+        budget: float,
+        chosen: Callable[[int], bool] | None = None,
+        always: float = 0.0,
     ) -> None:
         self.now, self.costs = 0.0, costs
         self.pace = Pace(budget, chosen, lambda: self.now)
+        self.listen = self.pace.timed(lambda: self.wait(always))
         self.looks: dict[str, list[int]] = {name: [] for name in ("", *ALL)}
         self.step = 0
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
             self.step += 1
+            self.listen()
             looked = self.pace.next(self.step, ALL)
             for name in looked or ("",):
                 self.looks[name].append(self.step)
@@ -47,6 +56,14 @@ def test_looks_cost_no_more_than_their_budget(costs: dict[str, float], budget: f
     world.run(40_000)
     assert all(world.looks[name] for name in ALL)
     assert 0.3 * budget < (world.spent - before) / 40_000 < sum(SHARES.values()) * budget * 1.05
+
+
+@pytest.mark.parametrize(("always", "whole"), [(0.001, 0.017), (0.01, 0.02), (0.014, 0.02), (0.05, 0.056)])
+def test_looks_give_way_to_what_every_step_costs(always: float, whole: float) -> None:
+    world = World(DEAR, 0.02, always=always)
+    world.run(40_000)
+    assert all(len(world.looks[name]) > 1 for name in ALL)
+    assert 0.8 * whole < world.spent / 40_000 < 1.05 * whole
 
 
 def test_one_thing_is_looked_at_in_a_step_and_first_of_all_everything() -> None:

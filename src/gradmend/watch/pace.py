@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +16,10 @@ Every: TypeAlias = int | str | Callable[[int], bool] | None
 """How often layers are looked at: every so many steps, "log", where a function says so, or by the budget."""
 
 SHARES = {"exam": 0.1, "taps": 0.25, "gradients": 0.2, "weights": 0.1}
-"""Of the budget, by what is looked at; the rest is for what every step costs, some 30 microseconds."""
+"""Of the budget, by what is looked at; the rest is for what every step costs."""
+
+_FEWEST = 0.3
+"""Looks give way to what every step costs, down to so large a share of what they had."""
 
 _OPENING, _SLOWLY = 16, 4
 """Steps between two looks before their cost is known, and how many times as many the next may be apart."""
@@ -53,11 +57,12 @@ class Pace:
         chosen: Callable[[int], bool] | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self._shares = {name: share * budget for name, share in SHARES.items()}
+        self._budget = budget
         self._chosen, self._clock = chosen, clock
         self._bare: deque[float] = deque(maxlen=_COMPARED)
         self._costs: dict[str, deque[float]] = {name: deque(maxlen=_COMPARED) for name in SHARES}
         self._new: list[tuple[str, float]] = []
+        self._spent, self._always = 0.0, deque[float](maxlen=_COMPARED)
         self._intervals = dict.fromkeys(SHARES, _OPENING)
         self._last = dict.fromkeys(SHARES, -_OPENING)
         self._alarmed = False
@@ -102,12 +107,25 @@ class Pace:
         """A step has ended, in which this was looked at."""
         now = self._clock()
         seconds, self._time = now - self._time, now
+        spent, self._spent = self._spent, 0.0
         if name := next((name for name in looked if name != "taps" or self._chosen is None), ""):
             self._new.append((name, seconds))
             return
         self._bare.append(seconds)
+        self._always.append(spent)
         if self._new:
             self._compare()
+
+    def timed(self, function: Callable[..., None]) -> Callable[..., None]:
+        """A function whose time is a part of what a watch takes of this step."""
+
+        @functools.wraps(function)
+        def timed(*args: Any) -> None:
+            start = self._clock()
+            function(*args)
+            self._spent += self._clock() - start
+
+        return timed
 
     def _compare(self) -> None:
         """Add what the newest looks cost, in steps without any."""
@@ -152,8 +170,14 @@ class Pace:
         if not self._costs[name]:
             return _OPENING
         cost = max(_LEAST, median(self._costs[name]))
-        wanted = math.ceil(cost / self._shares[name])
+        wanted = math.ceil(cost / (SHARES[name] * self._left()))
         return wanted if name == "exam" else min(wanted, _SLOWLY * self._intervals[name])
+
+    def _left(self) -> float:
+        """The budget, less what every step costs beyond its share of it."""
+        always = median(self._always) / median(self._bare)
+        left = (self._budget - always) / sum(SHARES.values())
+        return min(self._budget, max(_FEWEST * self._budget, left))
 
 
 def schedule(every: Any) -> Callable[[int], bool]:

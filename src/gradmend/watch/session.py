@@ -90,7 +90,7 @@ class Session:
         self._unseen, self._next_course = 0, _COURSE
         self._candidates: frozenset[Cause] = frozenset()
         self._leave = self.guard(self._left)
-        self._listener = events.Guarded(self, self.guard)
+        self._listener = events.Guarded(self, lambda function: pace.timed(self.guard(function)))
 
     def start(self) -> None:
         """Begin with the next step, or go on."""
