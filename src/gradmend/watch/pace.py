@@ -18,6 +18,9 @@ Every: TypeAlias = int | str | Callable[[int], bool] | None
 SHARES = {"exam": 0.1, "taps": 0.25, "gradients": 0.2, "weights": 0.1}
 """Of the budget, by what is looked at; the rest is for what every step costs."""
 
+_TIMED = 0.85
+"""Of the budget is planned with; the rest is for what cannot be timed, such as caches that it has displaced."""
+
 _FEWEST = 0.3
 """Looks give way to what every step costs, down to so large a share of what they had."""
 
@@ -57,7 +60,7 @@ class Pace:
         chosen: Callable[[int], bool] | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self._budget = budget
+        self._budget = _TIMED * budget
         self._chosen, self._clock = chosen, clock
         self._bare: deque[float] = deque(maxlen=_COMPARED)
         self._costs: dict[str, deque[float]] = {name: deque(maxlen=_COMPARED) for name in SHARES}
