@@ -23,8 +23,8 @@ EVERY_STEP = ((MLP_20, 1.15), (MLP_50, 1.40), (RESNET, 1.12), (GRU, 1.04))
 MEMORY = 1.02
 
 BLOCK, TURNS, GROUPS = 0.1, 10, 11
-"""Seconds of steps in a block, blocks in a group, groups: blocks are short, as a machine's moods change within
-seconds, and groups long, as looks are dozens of steps apart, and all count."""
+"""Seconds of steps in a block, blocks in a group, groups: blocks are short, as a machine's moods change
+within seconds, and groups long, as looks are dozens of steps apart, and all count."""
 
 SETTLE = 4.0
 """Seconds of steps after which the watch knows what its looks cost."""
@@ -91,7 +91,7 @@ def _settle(job: Job, watch: Watch) -> None:
 
 
 def _ratio(bare: Job, watched: Job, watch: Watch, steps: int) -> float:
-    """Short turns of each, so that what else the machine does hits both alike; in a first step they settle."""
+    """Short turns of each, so that what else the machine does hits both alike, after a step to settle."""
     ours = theirs = 0.0
     for _ in range(TURNS):
         bare.step()

@@ -19,7 +19,7 @@ SHARES = {"exam": 0.1, "taps": 0.25, "gradients": 0.2, "weights": 0.1}
 """Of the budget, by what is looked at; the rest is for what every step costs."""
 
 _TIMED = 0.85
-"""Of the budget is planned with; the rest is for what cannot be timed, such as caches that it has displaced."""
+"""Of the budget is planned with; the rest is for what cannot be timed, as what it displaces in caches."""
 
 _FEWEST = 0.3
 """Looks give way to what every step costs, down to so large a share of what they had."""
