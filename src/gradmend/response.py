@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from gradmend.harmless import seed_noise, undisturbed, untouched
 from gradmend.readings import Response
 from gradmend.readout import centered, cosine, last_input, lower, pulls, readable
+from gradmend.room import out_of_memory
 from gradmend.setup import Batch, Setup, split
 from gradmend.steps import Step, flushed, held, next_step, seeded_loss, set_gradients
 from gradmend.updates import obstacle
@@ -146,6 +147,8 @@ def look_ahead(setup: Setup, batches: Sequence[Batch]) -> Outlook | str:
         try:
             return _look_ahead(setup, trial, batches)
         except Exception as error:  # of the user's code, which may refuse what the steps make of the weights
+            if out_of_memory(error):
+                raise
             return f"the loss fails after a few steps: {error}"
 
 
@@ -347,5 +350,7 @@ def _tried(loss: Callable[[], float]) -> float:
     """
     try:
         return loss()
-    except Exception:  # argument checks, assertions, factorizations: the first loss was sound
+    except Exception as error:  # argument checks, assertions, factorizations: the first loss was sound
+        if out_of_memory(error):
+            raise
         return math.inf

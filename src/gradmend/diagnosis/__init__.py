@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from time import process_time
 
 from gradmend.contract import read_contract
@@ -27,16 +28,18 @@ from gradmend.diagnosis import (
 from gradmend.diagnosis.disturb import disturb
 from gradmend.diagnosis.finding import Diagnosis, Finding, Severity
 from gradmend.diagnosis.intervention import decide
-from gradmend.diagnosis.prognosis import Prognosis, prognose
+from gradmend.diagnosis.prognosis import prognose
 from gradmend.diagnosis.reach import MOST_SECONDS, reach
 from gradmend.diagnosis.rerun import drawn
 from gradmend.diagnosis.trial import settle
+from gradmend.errors import BatchError
 from gradmend.inquiry import inquire
 from gradmend.kinds import rows_in
 from gradmend.probe import measure
 from gradmend.profile import Profile
 from gradmend.readings import Response
 from gradmend.response import look_ahead, respond
+from gradmend.room import Room, out_of_memory
 from gradmend.setup import Batch, Setup
 
 __all__ = ["RULES", "Diagnosis", "Finding", "Severity", "diagnose", "look"]
@@ -89,7 +92,8 @@ def diagnose(
             are told, how far a thousand could, where nothing else is found and the prognosis leaves doubts.
 
     Returns:
-        A diagnosis: `.healthy`, `.findings`, `.prognosis`, `.profile`; printing it shows a table.
+        A diagnosis: `.healthy`, `.findings`, `.prognosis`, `.profile`; printing it shows a table. What there
+        was not enough memory for is left out, and named in `.lacked`.
 
     Raises:
         BatchError: if model, batch and loss do not fit each other.
@@ -105,32 +109,74 @@ def diagnose(
     """
     every = as_batches(batches, limit=_TRAINED)
     given = every[:_BATCHES]
-    profile, step = _measured(setup, _enough(given))
+    room = Room()
+    profile, step = _measured(setup, _enough(given), room)
     contract = read_contract(replace(setup, optimizer=None), given)  # which way it steps comes with the steps
     profile = replace(profile, contract=contract)
     fewer = [drawn(batch, _affordable(batch, step)) for batch in given]
     if fewer[0] is not given[0]:
         given, profile = fewer, replace(profile, tried=rows_in(fewer[0]))
-    if setup.optimizer is not None and wiring.non_finite(profile) is None:
-        response = respond(setup, given[0], _TRIED if steps is None else _PACED)
-        profile = _with_response(profile, response, steps)
-        profile = replace(profile, regime=inquire(setup, given[0], profile))
-    if wiring.non_finite(profile) is None:
-        profile = replace(profile, disturbance=disturb(setup, given[0], profile.anatomy))
-    diagnosis = _judge(profile)
-    findings = decide(setup, given[0], profile, diagnosis.findings)
-    diagnosis = replace(diagnosis, findings=findings, prognosis=_prognosis(setup, given, profile))
-    diagnosis = replace(diagnosis, findings=settle(setup, given, profile, diagnosis))
-    return replace(diagnosis, findings=reach(setup, every, diagnosis, seconds))
+    diagnosis = _judge(_tried(setup, given[0], profile, steps, room))
+    for name, stage in (
+        ("experiments on copies", _decided),
+        ("a prognosis", _foreseen),
+        ("trials of what is suspected", _settled),
+    ):
+        diagnosis = room.attempt(name, partial(stage, setup, given, diagnosis)) or diagnosis
+    found = room.attempt("trainings of copies", lambda: reach(setup, every, diagnosis, seconds))
+    findings = diagnosis.findings if found is None else found
+    return replace(diagnosis, findings=findings, lacked=tuple(room.lacked))
 
 
-def _measured(setup: Setup, batches: Sequence[Batch]) -> tuple[Profile, float]:
+def _tried(setup: Setup, batch: Batch, profile: Profile, planned: int | None, room: Room) -> Profile:
+    """With what the optimizer's steps do, and what becomes of the signal when the batch is disturbed."""
+    if wiring.non_finite(profile) is not None:
+        return profile
+    if setup.optimizer is not None:
+        stepped = partial(_stepped, setup, batch, profile, planned)
+        profile = room.attempt("steps of the optimizer", stepped) or profile
+    disturbance = room.attempt("disturbed batches", lambda: disturb(setup, batch, profile.anatomy))
+    return replace(profile, disturbance=disturbance)
+
+
+def _stepped(setup: Setup, batch: Batch, profile: Profile, planned: int | None) -> Profile:
+    response = respond(setup, batch, _TRIED if planned is None else _PACED)
+    profile = _with_response(profile, response, planned)
+    return replace(profile, regime=inquire(setup, batch, profile))
+
+
+def _decided(setup: Setup, batches: Sequence[Batch], diagnosis: Diagnosis) -> Diagnosis:
+    """After experiments on copies of the step."""
+    return replace(diagnosis, findings=decide(setup, batches[0], diagnosis.profile, diagnosis.findings))
+
+
+def _settled(setup: Setup, batches: Sequence[Batch], diagnosis: Diagnosis) -> Diagnosis:
+    """After a trial."""
+    return replace(diagnosis, findings=settle(setup, batches, diagnosis.profile, diagnosis))
+
+
+def _measured(setup: Setup, batches: Sequence[Batch], room: Room) -> tuple[Profile, float]:
     """The profile, and how long one step of it took the processor.
 
     The first step of a process loads much of torch, so one that took long is measured once more.
     """
-    profile, seconds = _timed(setup, batches)
-    return _timed(setup, batches) if seconds > _SLOW else (profile, seconds)
+    found = room.attempt("the size of a step", lambda: _timed(setup, batches))
+    if found is None:
+        return _without_step(setup, batches)
+    return _timed(setup, batches) if found[1] > _SLOW else found
+
+
+def _without_step(setup: Setup, batches: Sequence[Batch]) -> tuple[Profile, float]:
+    try:
+        return _timed(replace(setup, optimizer=None), batches)
+    except BatchError as error:
+        if not out_of_memory(error):
+            raise
+        samples = max(map(rows_in, batches))
+        raise BatchError(
+            f"There is not enough memory for a forward and a backward pass of {samples} samples: give "
+            "smaller batches, or a smaller model."
+        ) from error
 
 
 def _timed(setup: Setup, batches: Sequence[Batch]) -> tuple[Profile, float]:
@@ -153,9 +199,10 @@ def _with_response(profile: Profile, response: Response | None, planned: int | N
     return replace(profile, response=response, planned=planned, contract=contract)
 
 
-def _prognosis(setup: Setup, batches: Sequence[Batch], profile: Profile) -> Prognosis | None:
+def _foreseen(setup: Setup, batches: Sequence[Batch], diagnosis: Diagnosis) -> Diagnosis:
     outlook = look_ahead(setup, batches)
-    return None if isinstance(outlook, str) else prognose(profile, outlook)
+    prognosis = None if isinstance(outlook, str) else prognose(diagnosis.profile, outlook)
+    return replace(diagnosis, prognosis=prognosis)
 
 
 def _enough(batches: Sequence[Batch]) -> list[Batch]:

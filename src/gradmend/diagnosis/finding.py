@@ -106,11 +106,19 @@ class Finding(Printable):
 
 @dataclass(frozen=True)
 class Diagnosis(Printable):
-    """What was measured and what is wrong: the worst first, roots before their symptoms."""
+    """What was measured and what is wrong: the worst first, roots before their symptoms.
+
+    Args:
+        profile: what was measured.
+        findings: what is wrong.
+        prognosis: whether it will train.
+        lacked: what was left out because there was not enough memory for it.
+    """
 
     profile: Profile
     findings: tuple[Finding, ...]
     prognosis: Prognosis | None = None
+    lacked: tuple[str, ...] = ()
 
     @property
     def healthy(self) -> bool:
@@ -141,12 +149,21 @@ class Diagnosis(Printable):
         """Whether the prognosis is that it will hardly train."""
         return self.prognosis is not None and self.prognosis.probability < _HARDLY
 
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What time or memory did not suffice for, a sentence each."""
+        tried, lacked = self.profile.tried, ", ".join(self.lacked)
+        held = {
+            f"A step takes long: steps were tried on {tried} samples of each batch.": tried,
+            f"Left out, as there was not enough memory: {lacked}.": lacked,
+        }
+        return tuple(sentence for sentence, told in held.items() if told)
+
     def __rich__(self) -> RenderableType:
         colour = (ORANGE if self.doubtful else GREEN) if self.healthy else RED
         verdict = Text(self.verdict, style=f"bold {colour}")
-        notes = [] if self.prognosis is None else [Text(self.prognosis.sentence)]
-        if (tried := self.profile.tried) is not None:
-            notes.append(Text(f"A step takes long: steps were tried on {tried} samples of each batch."))
+        told = [] if self.prognosis is None else [self.prognosis.sentence]
+        notes = map(Text, (*told, *self.limits))
         found: list[RenderableType] = [Text(), *self.findings] if self.findings else []
         return Group(depth_picture(self.profile), *found, Text(), *notes, verdict)
 
@@ -174,6 +191,7 @@ class Diagnosis(Printable):
             "healthy": self.healthy,
             "verdict": self.verdict,
             "findings": plain_data(self.findings),
+            "lacked": list(self.lacked),
             "prognosis": None if self.prognosis is None else self.prognosis.to_dict(),
             "profile": self.profile.to_dict(),
         }

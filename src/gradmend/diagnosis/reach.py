@@ -39,6 +39,7 @@ from gradmend.diagnosis.changes import hidden_activations
 from gradmend.diagnosis.finding import Diagnosis, Finding, Severity
 from gradmend.diagnosis.trial import CONTESTED, UNTOLD, first
 from gradmend.profile import Profile
+from gradmend.room import out_of_memory
 from gradmend.setup import Batch, Setup
 from gradmend.training import Run
 from gradmend.training.evaluation import evaluate, fit
@@ -229,7 +230,9 @@ class _Rivals:
                 self.taken = self.taken or _as_far_as_time(run, self.planned)
                 run.train(times * self.taken)
                 trial = run.trial("", partial(judged, held=fed[-self.held :]))
-        except Exception:  # whatever the user's code makes of a change
+        except Exception as error:  # whatever the user's code makes of a change
+            if out_of_memory(error):
+                raise
             return None
         return -1.0 if trial.diverged else trial.fit
 

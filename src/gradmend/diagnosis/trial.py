@@ -32,6 +32,7 @@ from gradmend.diagnosis.finding import Diagnosis, Finding, Severity
 from gradmend.harmless import seed_noise, undisturbed, untouched
 from gradmend.profile import Profile
 from gradmend.readout import lower
+from gradmend.room import out_of_memory
 from gradmend.setup import Batch, Setup
 
 _STEPS, _MORE, _LITTLE, UNTOLD = 24, 96, 1_000_000, 1000
@@ -222,7 +223,9 @@ class _Trial:
                     if not loss <= before + _RISEN * abs(before):
                         self.too_long[attempt.make, attempt.feed] = multiple
                     return look(trial, together) if loss < before else None
-        except Exception:  # argument checks, assertions
+        except Exception as error:  # argument checks, assertions
+            if out_of_memory(error):
+                raise
             return None
 
 

@@ -47,7 +47,7 @@ def check_page(
             ("What that probability rests on", _prognosis(diagnosis.prognosis)),
             ("Layer by layer", _layers(diagnosis)),
         ),
-        notes=_notes(diagnosis.profile),
+        notes=_notes(diagnosis),
     )
 
 
@@ -83,7 +83,7 @@ def mend_page(
             ("What is found now", _findings(after) if treatment.changes else []),
             ("Layer by layer, now", _layers(after)),
         ),
-        notes=_notes(after.profile),
+        notes=_notes(after),
     )
 
 
@@ -152,16 +152,14 @@ def _prognosis(prognosis: Prognosis | None) -> list[Part]:
     return [Table(("of what", "measured", "log-odds"), tuple(rows), words)]
 
 
-def _notes(profile: Profile) -> tuple[str, ...]:
+def _notes(diagnosis: Diagnosis) -> tuple[str, ...]:
+    profile = diagnosis.profile
     held = {
         f"Not predicted: {profile.unpredictable}.": profile.unpredictable,
-        f"A step takes long: steps were tried on {profile.tried} samples of each batch.": profile.tried,
         "Compiled: measured as it was written.": profile.compiled,
     }
-    return (
-        f"Loss {number(profile.loss, 4)}, {profile.samples} samples.",
-        *(text for text, told in held.items() if told),
-    )
+    told = (text for text, is_so in held.items() if is_so)
+    return (f"Loss {number(profile.loss, 4)}, {profile.samples} samples.", *told, *diagnosis.limits)
 
 
 _COLUMNS: Final[dict[str, Callable[[Profile, Reading], float | None]]] = {
