@@ -1,5 +1,6 @@
 """The Hugging Face callback, with the real trainer and a small model of theirs."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
 from gradmend.causes import Cause  # noqa: E402
+from gradmend.diagnosis import Severity, diagnose  # noqa: E402
 from gradmend.integrations.huggingface import WatchCallback  # noqa: E402
+from gradmend.setup import Setup  # noqa: E402
 from helpers import Book  # noqa: E402
 
 BACKWARD = torch.autograd.backward
@@ -125,3 +128,21 @@ def test_a_training_is_resumed(tmp_path: Path) -> None:
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert watching.watch is not None
     assert watching.watch.step == 6
+
+
+@pytest.mark.parametrize(
+    ("rate", "errors"),
+    [(0.3, [Cause.LEARNING_RATE_TOO_HIGH]), (1e-3, []), (1e-8, [Cause.LEARNING_RATE_TOO_LOW])],
+)
+def test_a_rate_far_off_is_found_with_the_batches_of_a_tokenizer(rate: float, errors: list[Cause]) -> None:
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = transformers.BertForSequenceClassification(
+        transformers.BertConfig(**size, vocab_size=60, num_labels=3)
+    )
+    tokens = torch.randint(2, 60, (128, 8))
+    batches = [
+        transformers.BatchEncoding({"input_ids": ids, "labels": ids[:, 0] % 3}) for ids in tokens.split(32)
+    ]
+    found = diagnose(Setup(model, optimizer=partial(torch.optim.AdamW, lr=rate)), batches)
+    assert [f.cause for f in found.findings if f.severity is Severity.ERROR] == errors

@@ -133,15 +133,39 @@ def test_a_trial_leaves_everything_as_it_was() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+class Own(nn.Module):
+    """Returns its loss, from a batch given by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def forward(self, x: Tensor, **targets: Tensor) -> dict[str, Tensor]:
+        (target,) = targets.values()
+        return {"loss": CE(self.body(x), target)}
+
+
+def named(name: str, optimizer: Any) -> gm.Diagnosis:
+    """The diagnosis of a model whose batches give the target by this name."""
+    batches = [{name: y, "x": x} for x, y in zip(X.split(64), Y.split(64), strict=True)]
+    return gm.diagnose(gm.Setup(Own(), optimizer=optimizer), batches)
+
+
+@pytest.mark.parametrize(("rate", "cause"), [(1e-3, None), (1e-8, Cause.LEARNING_RATE_TOO_LOW)])
+@pytest.mark.parametrize("name", ["labels", "y"])
+def test_batches_by_name_are_tried_where_the_target_is_known(
+    name: str, rate: float, cause: Cause | None
+) -> None:
+    findings = named(name, partial(torch.optim.AdamW, lr=rate)).findings
+    assert [f.cause for f in findings if f.severity is ERROR] == ([] if cause is None else [cause])
+
+
 def test_what_cannot_be_exchanged_is_not_tried() -> None:
-    class Own(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = net()
-
-        def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-            return {"loss": CE(self.body(x), y)}
-
-    batch = {"x": X, "y": Y}
-    diagnosis = gm.diagnose(gm.Setup(Own(), optimizer=partial(torch.optim.Adam, lr=1e-8)), [batch])
+    diagnosis = named("answers", partial(torch.optim.Adam, lr=1e-8))
     assert not any("fit the batches" in text for f in diagnosis.findings for text in f.evidence)
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam])
+@pytest.mark.parametrize("rate", [1e-9, 3.0])
+def test_what_is_adam_is_not_told_to_be_adam(make: Callable[..., torch.optim.Optimizer], rate: float) -> None:
+    assert Cause.UNFIT_OPTIMIZER not in found(net(), partial(make, lr=rate))

@@ -42,7 +42,11 @@ def at_rate(setup: Setup, multiple: float) -> Setup:
     return replace(setup, optimizer=optimizer)
 
 
-_LENGTHS = (1.0, 4.0, 16.0)
+_LENGTHS, _LONGEST = (1.0, 4.0, 16.0), 9
+"""Multiples of the rate; and the first power of four by which none is lengthened: rates of 1e-8 exist."""
+
+USUAL_EPSILON = 1e-7
+"""Keras' default, the largest in common use; if it is too large, the gradient is to blame."""
 
 
 def attempts(profile: Profile, most: float) -> Iterator[Attempt]:
@@ -57,9 +61,10 @@ def attempts(profile: Profile, most: float) -> Iterator[Attempt]:
     if drops(profile):
         yield Attempt((Cause.TOO_MUCH_DROPOUT,), "no dropout", _LENGTHS, make=undropped)
     slow = (Cause.LEARNING_RATE_TOO_LOW, Cause.TOO_FEW_STEPS, Cause.UNFIT_BATCH_SIZE)
-    longer = tuple(max(1.0, most) * 4.0**k for k in range(most >= 1, 5))
+    longer = tuple(max(1.0, most) * 4.0**k for k in range(most >= 1, _LONGEST))
     yield Attempt(slow, "longer ones", longer)
-    yield Attempt((Cause.UNFIT_OPTIMIZER,), "those of Adam", (1.0, 10.0), make=with_adam)
+    if not adapts(profile):
+        yield Attempt((Cause.UNFIT_OPTIMIZER,), "those of Adam", (1.0, 10.0), make=with_adam)
     size = Cause.WEIGHTS_TOO_LARGE if too_large(profile) else Cause.WEIGHTS_TOO_SMALL
     yield Attempt((size, Cause.SYMMETRIC_WEIGHTS), "weights drawn afresh", _LENGTHS, make=_drawn)
 
@@ -86,6 +91,12 @@ def regresses(profile: Profile) -> bool:
 def odd(rms: float) -> bool:
     """Whether numbers are far from the size that networks are made for."""
     return not 0.3 < rms < 3.0
+
+
+def adapts(profile: Profile) -> bool:
+    """Whether the optimizer is Adam or of its kin: what another Adam does better is a matter of the rate."""
+    groups = () if profile.regime is None else profile.regime.optimizer.groups
+    return bool(groups) and all(g.betas and (g.epsilon or 0.0) <= USUAL_EPSILON for g in groups)
 
 
 def drops(profile: Profile) -> bool:

@@ -25,6 +25,7 @@ from gradmend.anatomy import Anatomy
 from gradmend.causes import Cause
 from gradmend.diagnosis.attempts import (
     Attempt,
+    adapts,
     amounts,
     at_rate,
     drops,
@@ -348,7 +349,8 @@ def _attempts(profile: Profile) -> Iterator[Attempt]:
     yield Attempt((Cause.LEARNING_RATE_TOO_HIGH,), "shorter steps", (0.1, 0.01))
     slow = (Cause.LEARNING_RATE_TOO_LOW, *([Cause.TOO_FEW_STEPS] if profile.planned else []))
     yield Attempt(slow, "longer steps", _LONGER)
-    yield Attempt((Cause.UNFIT_OPTIMIZER,), "Adam", (1.0, 10.0), with_adam)
+    if not adapts(profile):
+        yield Attempt((Cause.UNFIT_OPTIMIZER,), "Adam", (1.0, 10.0), with_adam)
     yield Attempt((_of_weights(profile),), "weights drawn afresh", (1.0,), _drawn)
     if places := _curved(profile.anatomy):
         words, make = "leaky ReLU in place of the hidden activations", partial(_bent, places)

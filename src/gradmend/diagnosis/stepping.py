@@ -6,6 +6,7 @@ import math
 from statistics import median
 
 from gradmend.causes import Cause
+from gradmend.diagnosis.attempts import USUAL_EPSILON
 from gradmend.diagnosis.finding import Finding, Severity
 from gradmend.diagnosis.signal import trouble
 from gradmend.profile import Profile
@@ -17,9 +18,6 @@ _FAR, _FARTHER = 16, 100
 
 _LEFT, _FASTER = 0.5, 1.5
 """Shares: a training that leaves more of its loss is too short; a pace that rises by more keeps rising."""
-
-_USUAL_EPSILON = 1e-7
-"""Keras' default, the largest in common use; if it is too large, the gradient is to blame."""
 
 
 def learning_rate_too_high(profile: Profile) -> Finding | None:
@@ -142,7 +140,7 @@ def unfit_optimizer(profile: Profile) -> Finding | None:
     ratios = [
         epsilon / sizes[name]
         for names, epsilon in chosen
-        if epsilon > _USUAL_EPSILON
+        if epsilon > USUAL_EPSILON
         for name in names
         if name in sizes
     ]

@@ -29,6 +29,7 @@ from torch import Tensor
 from gradmend.causes import Cause
 from gradmend.diagnosis.attempts import Attempt, at_rate, attempts
 from gradmend.diagnosis.finding import Diagnosis, Finding, Severity
+from gradmend.diagnosis.positional import positional
 from gradmend.harmless import seed_noise, undisturbed, untouched
 from gradmend.profile import Profile
 from gradmend.readout import lower
@@ -88,7 +89,7 @@ def settle(
     """Let a trial decide what only slows a training, and what keeps a suspicious one from learning.
 
     Args:
-        batches: at least one, `(x, y)`; the steps go through them in turn.
+        batches: at least one, `(x, y)`, or by name with `labels`; the steps go through them in turn.
         profile: of this setup.
         diagnosis: what was found, with its prognosis.
 
@@ -109,6 +110,7 @@ def settle(
     findings = diagnosis.findings
     errors = {f.cause for f in findings if f.severity is Severity.ERROR}
     shuffled = any(f.cause is Cause.SHUFFLED_LABELS for f in findings)
+    setup, batches = positional(setup, batches)
     suspicious = errors <= CONTESTED if errors else shuffled or _doubtful(profile, diagnosis)
     if not suspicious or not _possible(setup, batches):
         return findings
