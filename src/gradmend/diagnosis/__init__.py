@@ -86,7 +86,8 @@ def diagnose(
     Args:
         setup: what trains. It is left exactly as it was.
         batches: one batch `(x, y)` or several (a list, a `DataLoader`); at most four are looked at, and
-            copies train on sixteen.
+            copies train on sixteen. Of batches given by name the target is known by `labels`, `label`,
+            `targets`, `target` or `y`; without one, whether copies learn is not tried.
         steps: how many optimizer steps are planned; whether they suffice is judged only if they are told.
         seconds: of computing, for trainings of copies that tell how far the planned steps could get; if none
             are told, how far a thousand could, where nothing else is found and the prognosis leaves doubts.
