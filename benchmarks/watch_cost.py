@@ -22,7 +22,7 @@ DEFAULT = ((MLP_20, 1.02), (RESNET, 1.02), (GRU, 1.02), (GPT, 1.02), (MLP_50, 1.
 EVERY_STEP = ((MLP_20, 1.15), (MLP_50, 1.40), (RESNET, 1.12), (GRU, 1.04))
 MEMORY = 1.02
 
-BLOCK, TURNS, GROUPS = 0.1, 10, 11
+BLOCK, TURNS, GROUPS = 0.1, 8, 9
 """Seconds of steps in a block, blocks in a group, groups: blocks are short, as a machine's moods change
 within seconds, and groups long, as looks are dozens of steps apart, and all count."""
 
@@ -73,12 +73,15 @@ def silently(_notice: Notice) -> None:
 
 
 def over_bare(workload: Workload, every: int | None = None, block: float = BLOCK) -> Ratio:
-    """Seconds of watched steps over those of bare ones, all looks included, in turns on two equal jobs."""
-    bare, watched = workload.job(SGD), workload.job(SGD)
-    watch = Watch(watched.model, watched.optimizer, every=every, report=silently)
-    _settle(watched, watch)
-    steps = max(1, round(block / host_seconds(bare.step)))
-    ratios = [_ratio(bare, watched, watch, steps) for _ in range(GROUPS)]
+    """Seconds of watched steps over those of bare ones, all looks included, in turns of one job.
+
+    Of two equal jobs one may be slower by some percent, by where its tensors happen to lie.
+    """
+    job = workload.job(SGD)
+    watch = Watch(job.model, job.optimizer, every=every, report=silently)
+    _settle(job, watch)
+    steps = max(1, round(block / host_seconds(job.step)))
+    ratios = [_ratio(job, watch, steps) for _ in range(GROUPS)]
     low, middle, high = quantiles(ratios, n=4)
     return Ratio(middle, low, high)
 
@@ -90,15 +93,18 @@ def _settle(job: Job, watch: Watch) -> None:
             job.step()
 
 
-def _ratio(bare: Job, watched: Job, watch: Watch, steps: int) -> float:
-    """Short turns of each, so that what else the machine does hits both alike, after a step to settle."""
+def _ratio(job: Job, watch: Watch, steps: int) -> float:
+    """Short turns of each, so that what else the machine does hits both alike.
+
+    Before each come as many steps to settle: the first ones after a change take longer.
+    """
     ours = theirs = 0.0
     for _ in range(TURNS):
-        bare.step()
-        theirs += host_seconds(lambda: _steps(bare, steps))
+        _steps(job, steps)
+        theirs += host_seconds(lambda: _steps(job, steps))
         with watch:
-            watched.step()
-            ours += host_seconds(lambda: _steps(watched, steps))
+            _steps(job, steps)
+            ours += host_seconds(lambda: _steps(job, steps))
     return ours / theirs
 
 
