@@ -80,8 +80,8 @@ _LONGER = (4.0, 16.0, 64.0, 256.0, 1024.0)
 
 _AS_LONG, _SURE, _BATCHES = (3.0, 10.0), 0.9, 8
 """So many times as long steps are tried if it is untold how many are planned, for there may be ten times as
-many. Not of a setup with errors, or of which it is so sure that it trains; and not on fewer batches, which
-would be learnt by heart.
+many. Not of a setup with errors, or of which it is so sure that it trains; not on fewer batches, which would
+be learnt by heart; and only if all the steps fit into the time, for few that are longer say less than many.
 """
 
 _SUPPOSITION = (
@@ -139,7 +139,7 @@ def reach(
     if planned is None or not errors <= CURABLE or not _possible(setup, batches):
         return tuple(findings)
     rivals = _Rivals(setup, batches, planned, seconds)
-    own = rivals.own((1.0,) if profile.planned else _AS_LONG)
+    own = rivals.own((1.0,), _SHARE) if profile.planned else rivals.own(_AS_LONG, 1.0)
     if own is None or own > 1 - _MARGIN:
         return tuple(findings)
     usual = rivals.score(_usual(profile)) or -1.0
@@ -198,11 +198,14 @@ class _Rivals:
         self.taken = 0
         self.until = process_time() + seconds
 
-    def own(self, times: Sequence[float]) -> float | None:
-        """Of the setup as it is, with so many times the steps; None if too few of them fit into its time."""
+    def own(self, times: Sequence[float], least: float) -> float | None:
+        """Of the setup as it is, with so many times the steps.
+
+        None if less than the least share of them fits into its time.
+        """
         score = self.score(Attempt((), "", (1.0,)))
         share = self.taken / self.planned
-        if score is None or share < _SHARE:
+        if score is None or share < least:
             return None
         longer = (self.after(Attempt((), "", ()), more / share) for more in times if more != share)
         return max([score, *(found for found in longer if found is not None)])  # longer ones go about as far
