@@ -28,7 +28,7 @@ from gradmend.diagnosis import (
 from gradmend.diagnosis.disturb import disturb
 from gradmend.diagnosis.finding import Diagnosis, Finding, Severity
 from gradmend.diagnosis.intervention import decide
-from gradmend.diagnosis.prognosis import prognose
+from gradmend.diagnosis.prognosis import Prognosis, prognose
 from gradmend.diagnosis.reach import MOST_SECONDS, reach
 from gradmend.diagnosis.rerun import drawn
 from gradmend.diagnosis.trial import settle
@@ -118,15 +118,17 @@ def diagnose(
     if fewer[0] is not given[0]:
         given, profile = fewer, replace(profile, tried=rows_in(fewer[0]))
     diagnosis = _judge(_tried(setup, given[0], profile, steps, room))
-    for name, stage in (
-        ("experiments on copies", _decided),
-        ("a prognosis", _foreseen),
-        ("trials of what is suspected", _settled),
-    ):
-        diagnosis = room.attempt(name, partial(stage, setup, given, diagnosis)) or diagnosis
-    found = room.attempt("trainings of copies", lambda: reach(setup, every, diagnosis, seconds))
-    findings = diagnosis.findings if found is None else found
-    return replace(diagnosis, findings=findings, lacked=tuple(room.lacked))
+    stages: dict[str, Callable[[Diagnosis], Diagnosis]] = {
+        "experiments on copies": lambda d: replace(
+            d, findings=decide(setup, given[0], d.profile, d.findings)
+        ),
+        "a prognosis": lambda d: replace(d, prognosis=_prognosis(setup, given, d.profile)),
+        "trials of what is suspected": lambda d: replace(d, findings=settle(setup, given, d.profile, d)),
+        "trainings of copies": lambda d: replace(d, findings=reach(setup, every, d, seconds)),
+    }
+    for what, stage in stages.items():
+        diagnosis = room.attempt(what, partial(stage, diagnosis)) or diagnosis
+    return replace(diagnosis, lacked=tuple(room.lacked))
 
 
 def _tried(setup: Setup, batch: Batch, profile: Profile, planned: int | None, room: Room) -> Profile:
@@ -144,16 +146,6 @@ def _stepped(setup: Setup, batch: Batch, profile: Profile, planned: int | None) 
     response = respond(setup, batch, _TRIED if planned is None else _PACED)
     profile = _with_response(profile, response, planned)
     return replace(profile, regime=inquire(setup, batch, profile))
-
-
-def _decided(setup: Setup, batches: Sequence[Batch], diagnosis: Diagnosis) -> Diagnosis:
-    """After experiments on copies of the step."""
-    return replace(diagnosis, findings=decide(setup, batches[0], diagnosis.profile, diagnosis.findings))
-
-
-def _settled(setup: Setup, batches: Sequence[Batch], diagnosis: Diagnosis) -> Diagnosis:
-    """After a trial."""
-    return replace(diagnosis, findings=settle(setup, batches, diagnosis.profile, diagnosis))
 
 
 def _measured(setup: Setup, batches: Sequence[Batch], room: Room) -> tuple[Profile, float]:
@@ -200,10 +192,9 @@ def _with_response(profile: Profile, response: Response | None, planned: int | N
     return replace(profile, response=response, planned=planned, contract=contract)
 
 
-def _foreseen(setup: Setup, batches: Sequence[Batch], diagnosis: Diagnosis) -> Diagnosis:
+def _prognosis(setup: Setup, batches: Sequence[Batch], profile: Profile) -> Prognosis | None:
     outlook = look_ahead(setup, batches)
-    prognosis = None if isinstance(outlook, str) else prognose(diagnosis.profile, outlook)
-    return replace(diagnosis, prognosis=prognosis)
+    return None if isinstance(outlook, str) else prognose(profile, outlook)
 
 
 def _enough(batches: Sequence[Batch]) -> list[Batch]:

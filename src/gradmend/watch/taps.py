@@ -1,7 +1,7 @@
 """Taps: the size of each layer's output, and that of the gradient at it, in some of the steps.
 
 One global forward hook looks at the output of the chosen modules, a hook on its node at its gradient. Both
-write into one buffer that is made once; nothing of the signal is kept. Per layer that are two sums.
+write into one buffer that is made once; nothing of the signal is kept. Per layer that are two norms.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gradmend.kinds import tensors_in
 from gradmend.probe import Guard
 
 _Slots: TypeAlias = tuple[int, Tensor, Tensor]
-"""Which module, and where its sum of squares and that of its gradient go."""
+"""Which module, and where its norm and that of its gradient go."""
 
 
 class Taps:
@@ -104,7 +104,7 @@ class Taps:
         if signal is None or not signal.is_floating_point():
             return
         size = signal.numel()
-        if self._sizes[slots[0]] != size:  # seldom, for to ask for a device takes longer than to sum
+        if self._sizes[slots[0]] != size:  # seldom, for to ask for a device takes longer than a norm
             if signal.device != self._norms.device:
                 return
             self._sizes[slots[0]], self._roots = size, None
