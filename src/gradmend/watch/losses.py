@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
 
-_Root: TypeAlias = tuple[Tensor, float | Tensor, bool]
+Loss: TypeAlias = float | Tensor
+"""A number, or one that is still on its device."""
+
+_Root: TypeAlias = tuple[Loss, Loss, bool]
 """A loss, what a `GradScaler` multiplied it by, and whether the user had divided it by something."""
 
 
@@ -21,10 +22,11 @@ class Losses:
         several: whether the last one was not the first of its step.
 
     Examples:
+        >>> import torch
         >>> losses = Losses()
         >>> for part in (1.0, 3.0):
-        ...     losses.add(torch.tensor(part, requires_grad=True) / 2, 1.0)
-        >>> losses.take().item()
+        ...     _ = losses.add(torch.tensor(part, requires_grad=True) / 2, 1.0)
+        >>> losses.take()
         2.0
     """
 
@@ -33,10 +35,12 @@ class Losses:
         self._aside: list[_Root] = []
         self.several = False
 
-    def add(self, loss: Tensor, scale: float | Tensor) -> None:
-        """Take a loss as it is propagated."""
+    def add(self, loss: Tensor, scale: Loss) -> Loss:
+        """Take a loss as it is propagated, and give it back without its graph; on the CPU as a number."""
         self.several = bool(self._new)
-        self._new.append((loss.detach(), scale, self.several and _divided(loss)))
+        found = loss.item() if loss.is_cpu else loss.detach()
+        self._new.append((found, scale, self.several and _divided(loss)))
+        return found
 
     @property
     def waiting(self) -> bool:
@@ -48,15 +52,15 @@ class Losses:
         if self._new:
             self._aside, self._new = self._new, []
 
-    def take(self) -> Tensor | None:
-        """The loss of the step, on its device; None without any."""
+    def take(self) -> Loss | None:
+        """The loss of the step; None without any."""
         roots, self._new, self._aside = self._new or self._aside, [], []
         if not roots:
             return None
         loss, scale, _ = roots[0]
         if len(roots) == 1:
             return loss if type(scale) is float else loss / scale
-        total = functools.reduce(torch.add, [loss / scale for loss, scale, _ in roots])
+        total = sum(loss / scale for loss, scale, _ in roots)
         return total if roots[-1][2] else total / len(roots)
 
 

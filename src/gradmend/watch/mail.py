@@ -28,7 +28,7 @@ class Mail:
 
     def post(self, values: Tensor, deliver: Deliver) -> None:
         """Have `deliver` called with the values on the host."""
-        if values.device.type == "cpu" and not self._under_way:
+        if values.is_cpu and not self._under_way:  # a device's name takes ten times as long
             deliver(values)
             return
         self._under_way.append((*_send(values), deliver))

@@ -156,10 +156,10 @@ class Session:
         if self._model() is None:
             self.stop()
             return
-        self._late = loss.device.type != "cpu"
-        if not (self._calls.now is None or self._late or math.isfinite(loss.item())):
+        found = self._losses.add(loss, scale)
+        self._late = isinstance(found, Tensor)
+        if not (self._calls.now is None or isinstance(found, Tensor) or math.isfinite(found)):
             self._find_origin(*self._calls.now)
-        self._losses.add(loss, scale)
         self._scale = scale
         if self._exam is not None:
             self._exam.before_backward(loss, scale)
@@ -193,18 +193,17 @@ class Session:
         self._look_at_weights()
         if self._exam is not None:
             self._exam.before_step()
-        loss, step = self._losses.take(), self.step
-        if loss is None:
-            self._gather_loss(step, rate(optimizer), None)
-        else:
-            now = rate(optimizer)
+        loss, step, now = self._losses.take(), self.step, rate(optimizer)
+        if isinstance(loss, Tensor):
             self._mail.post(loss, lambda x: self._gather_loss(step, now, x.item()))
+        else:
+            self._gather_loss(step, now, loss)
 
     def _look_at_weights(self) -> None:
-        """If that is planned, or they are not those that the last step left; training fills them up soon."""
+        """If planned, or if something else than the optimizer wrote them; training fills them up soon."""
         if self._weights is None:
             return
-        strange = self._weights.overwritten or self.stream.gone
+        strange = self._weights.overwritten() or self.stream.gone
         if strange and self._ranks is None and self._pace.suspect(self.step, "weights"):
             self._looking = (*self._looking, "weights")
         if "weights" in self._looking:
@@ -221,8 +220,6 @@ class Session:
             self._post("layers", self._taps.names, self._taps.statistics, self._taps.read(self._scale))
         if "exam" in self._looking:
             self._end_exam()
-        if self._weights is not None:
-            self._weights.leave()
         self._mail.fetch()
         if self._ranks is not None:
             self._exchange(self._ranks)
@@ -239,7 +236,7 @@ class Session:
         self._open_again()
         self.stream.skipped += 1
         step = self.step + 1
-        self._mail.post(loss, lambda x: self._judge_loss(step, x.item()))
+        self._mail.post(torch.as_tensor(loss), lambda x: self._judge_loss(step, x.item()))
 
     # looking
 

@@ -34,20 +34,17 @@ class Weights:
         self._norms: list[Tensor] = []
         self._samples: list[Tensor] = []
         self._matrices = [parameter for parameter in parameters if parameter.dim() > 1]
-        self._version: int | None = None
+        self._version = self._writes = -1
 
-    def leave(self) -> None:
-        """What is written from now on is not the optimizer's."""
-        self._version = self._written()
-
-    @property
     def overwritten(self) -> bool:
-        """Whether matrices have been written since `leave`; through `.data` that is not seen."""
-        return self._version not in (None, self._written())
+        """Whether matrices were written oftener or more seldom from the last step to this one than before.
 
-    def _written(self) -> int:
-        """How often in all."""
-        return sum([parameter._version for parameter in self._matrices])
+        An optimizer writes equally often in each step; what is written through `.data` is not seen.
+        """
+        version, writes = self._version, self._writes
+        self._version = sum([parameter._version for parameter in self._matrices])
+        self._writes = -1 if version < 0 else self._version - version
+        return writes not in (-1, self._writes)
 
     def before(self) -> None:
         """Look at the values."""
