@@ -22,7 +22,7 @@ DEFAULT = ((MLP_20, 1.02), (RESNET, 1.02), (GRU, 1.02), (GPT, 1.02), (MLP_50, 1.
 EVERY_STEP = ((MLP_20, 1.15), (MLP_50, 1.40), (RESNET, 1.12), (GRU, 1.04))
 MEMORY = 1.02
 
-BLOCK, TURNS, GROUPS = 0.1, 8, 9
+BLOCK, TURNS, GROUPS = 0.1, 16, 9
 """Seconds of steps in a block, blocks in a group, groups: blocks are short, as a machine's moods change
 within seconds, and groups long, as looks are dozens of steps apart, and all count."""
 

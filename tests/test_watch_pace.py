@@ -59,7 +59,7 @@ def test_looks_cost_no_more_than_their_budget(costs: dict[str, float], budget: f
 
 
 @pytest.mark.parametrize(
-    ("always", "whole"), [(0.001, 0.012), (0.01, 0.017), (0.014, 0.0173), (0.05, 0.0533)]
+    ("always", "whole"), [(0.001, 0.0101), (0.01, 0.014), (0.014, 0.0167), (0.05, 0.0527)]
 )
 def test_looks_give_way_to_what_every_step_costs(always: float, whole: float) -> None:
     world = World(DEAR, 0.02, always=always)

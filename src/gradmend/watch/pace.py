@@ -18,7 +18,7 @@ Every: TypeAlias = int | str | Callable[[int], bool] | None
 SHARES = {"exam": 0.1, "taps": 0.25, "gradients": 0.2, "weights": 0.1}
 """Of the budget, by what is looked at; the rest is for what every step costs."""
 
-_TIMED = 0.85
+_TIMED = 0.7
 """Of the budget is planned with; the rest is for what cannot be timed, as what it displaces in caches."""
 
 _FEWEST = 0.3
