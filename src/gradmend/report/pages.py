@@ -141,7 +141,8 @@ def _findings(diagnosis: Diagnosis) -> list[Part]:
 
 
 def _outlook(diagnosis: Diagnosis) -> list[Part]:
-    return [] if diagnosis.prognosis is None else [diagnosis.prognosis.sentence]
+    foreseen = () if diagnosis.prognosis is None else (diagnosis.prognosis.sentence,)
+    return [*foreseen, *diagnosis.limits]
 
 
 def _prognosis(prognosis: Prognosis | None) -> list[Part]:
@@ -159,7 +160,7 @@ def _notes(diagnosis: Diagnosis) -> tuple[str, ...]:
         "Compiled: measured as it was written.": profile.compiled,
     }
     told = (text for text, is_so in held.items() if is_so)
-    return (f"Loss {number(profile.loss, 4)}, {profile.samples} samples.", *told, *diagnosis.limits)
+    return (f"Loss {number(profile.loss, 4)}, {profile.samples} samples.", *told)
 
 
 _COLUMNS: Final[dict[str, Callable[[Profile, Reading], float | None]]] = {
