@@ -245,10 +245,13 @@ def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gradmend", "view", "--no-open", str(tmp_path / "run.gradmend")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        address = server.stdout.readline().split()[0]
-        assert httpx.get(address, trust_env=False).status_code == 200
-        server.send_signal(signal.SIGINT)
-        said = server.communicate(timeout=60)
+        try:
+            address = server.stdout.readline().split()[0]
+            assert httpx.get(address, trust_env=False).status_code == 200
+            server.send_signal(signal.SIGINT)
+            said = server.communicate(timeout=60)
+        finally:
+            server.kill()  # else leaving `with` waits for ever
     assert (server.returncode, *said) == (0, "", "")
 
 
