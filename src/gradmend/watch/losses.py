@@ -9,7 +9,7 @@ from torch import Tensor
 Loss: TypeAlias = float | Tensor
 """A number, or one that is still on its device."""
 
-_Root: TypeAlias = tuple[Loss, Loss, bool]
+_Root: TypeAlias = tuple[Loss, float | Tensor, bool]
 """A loss, what a `GradScaler` multiplied it by, and whether the user had divided it by something."""
 
 
@@ -35,7 +35,7 @@ class Losses:
         self._aside: list[_Root] = []
         self.several = False
 
-    def add(self, loss: Tensor, scale: Loss) -> Loss:
+    def add(self, loss: Tensor, scale: float | Tensor) -> Loss:
         """Take a loss as it is propagated, and give it back without its graph; on the CPU as a number."""
         self.several = bool(self._new)
         found = loss.item() if loss.is_cpu else loss.detach()

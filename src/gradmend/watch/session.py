@@ -23,7 +23,7 @@ from gradmend.watch import events, rules
 from gradmend.watch.exam import Exam, judge, running, tables
 from gradmend.watch.gate import Gate
 from gradmend.watch.gradients import Gradients
-from gradmend.watch.losses import Losses
+from gradmend.watch.losses import Loss, Losses
 from gradmend.watch.mail import Mail
 from gradmend.watch.notices import Notices, Sink
 from gradmend.watch.origin import Calls, find_origin
@@ -193,11 +193,7 @@ class Session:
         self._look_at_weights()
         if self._exam is not None:
             self._exam.before_step()
-        loss, step, now = self._losses.take(), self.step, rate(optimizer)
-        if isinstance(loss, Tensor):
-            self._mail.post(loss, lambda x: self._gather_loss(step, now, x.item()))
-        else:
-            self._gather_loss(step, now, loss)
+        self._tell(self._losses.take(), functools.partial(self._gather_loss, self.step, rate(optimizer)))
 
     def _look_at_weights(self) -> None:
         """If planned, or if something else than the optimizer wrote them; training fills them up soon."""
@@ -235,8 +231,7 @@ class Session:
         self._abort()
         self._open_again()
         self.stream.skipped += 1
-        step = self.step + 1
-        self._mail.post(torch.as_tensor(loss), lambda x: self._judge_loss(step, x.item()))
+        self._tell(loss, functools.partial(self._judge_loss, self.step + 1))
 
     # looking
 
@@ -381,6 +376,13 @@ class Session:
         self._take_loss(found.step, rate, found.values.item())
 
     # judging
+
+    def _tell(self, loss: Loss | None, take: Callable[[Any], None]) -> None:
+        """Have a loss taken as a number, once it is one."""
+        if isinstance(loss, Tensor):
+            self._mail.post(loss, lambda x: take(x.item()))
+        else:
+            take(loss)
 
     def _post(self, name: str, rows: tuple[str, ...], statistics: tuple[str, ...], values: Tensor) -> None:
         step = self.step
