@@ -138,6 +138,18 @@ def squared(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).square().mean()  # torch's own warns of broadcasting
 
 
+def absolute(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target).abs().mean()
+
+
+def percent(output: Tensor, target: Tensor) -> Tensor:
+    return ((output - target) / target.abs().clamp(min=1e-7)).abs().mean()
+
+
+def by_number(output: Tensor, target: Tensor) -> Tensor:
+    return -(target * output.log_softmax(1)).sum(1).mean()
+
+
 def all_pairs(output: Tensor, target: Tensor) -> Tensor:
     return (output - target[:, 0]).square().mean()
 
@@ -236,6 +248,8 @@ OUTPUTS: dict[str, Ill] = {
     "one unit, three amounts": ill(
         network, squared, X[:, :3].clone(), OutputUnits(), Cause.WRONG_OUTPUT_COUNT, out=1
     ),
+    "hinge, three classes": ill(network, hinge, Y[:, None].float(), OutputUnits(), Cause.UNFIT_LOSS, out=1),
+    "three units, absolute error": ill(network, absolute, AMOUNT, OutputUnits(), Cause.WRONG_OUTPUT_COUNT),
     "column against row": ill(network, squared, AMOUNT[:, 0], OutputShape(), Cause.MISMATCHED_SHAPES, out=1),
     "row against column": ill(
         ends(partial(nn.Flatten, 0)), squared, AMOUNT, OutputShape(), Cause.MISMATCHED_SHAPES, out=1
@@ -251,6 +265,10 @@ LOSSES: dict[str, Ill] = {
     "squared error of shares": ill(Softmax, nn.MSELoss(), ONE_HOT, FitLoss(), Cause.UNFIT_LOSS),
     "binary loss of shares": ill(ends(SOFTMAX), nn.BCELoss(), ONE_HOT, FitLoss(), Cause.UNFIT_LOSS),
     "classes for amounts": ill(network, nn.BCEWithLogitsLoss(), AMOUNT, FitLoss(), Cause.UNFIT_LOSS, out=1),
+    "hinge for amounts": ill(network, hinge, AMOUNT, FitLoss(), Cause.UNFIT_LOSS, out=1),
+    "counts below zero": ill(network, nn.PoissonNLLLoss(), AMOUNT, FitLoss(), Cause.UNFIT_LOSS, out=1),
+    "percent of zero": ill(network, percent, ONE_HOT, FitLoss(), Cause.UNFIT_LOSS),
+    "multiplied by the class": ill(network, by_number, Y[:, None].float(), FitLoss(), Cause.UNFIT_LOSS),
     "all pairs": ill(network, all_pairs, AMOUNT, FitLoss(), Cause.MISMATCHED_SHAPES, out=1),
     "uphill": ill(network, negated, Y, Descend(), Cause.WRONG_DIRECTION),
     "uphill, other loss": ill(network, negated, Y, FitLoss(), Cause.WRONG_DIRECTION),

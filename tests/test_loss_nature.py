@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gradmend.contract.nature import answers_alike, pairs_samples, read_loss
+from gradmend.contract.nature import answers_alike, classes_told_apart, pairs_samples, read_loss
 
 # ---- losses as people write them ---------------------------------------------------------------------------
 
@@ -253,6 +253,54 @@ def test_hinges(targets: tuple[float, float]) -> None:
     check(found, "hinge", "values")
     assert found is not None
     assert found.ignored == pytest.approx(float((y == 0).float().mean()))
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 30.0])
+def test_hinges_of_amounts(scale: float) -> None:
+    """The hinge of a small target lies beyond the outputs that are tried."""
+    y = scale * torch.randn(40, 1, generator=torch.Generator().manual_seed(2))
+    check(read_loss(lambda z, t: (1 - z * t).clamp(min=0).mean(), (40, 1), y), "hinge", "values")
+
+
+COMPARED: dict[str, tuple[Callable[..., Tensor], str | None]] = {
+    "mse_loss": (lambda z, y: (z - y).square().mean(), "squared"),
+    "l1_loss": (lambda z, y: (z - y).abs().mean(), "absolute"),
+    "log cosh": (lambda z, y: (z - y).cosh().log().mean(), None),
+    "of logarithms": (
+        lambda z, y: (z.clamp(min=0).log1p() - y.log1p()).square().mean(),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_losses_that_compare_all_units_with_one_target(name: str) -> None:
+    loss, family = COMPARED[name]
+    y = classes(24, 3).float()[:, None]
+    check(read_loss(loss, (24, 3), y), family, "values")
+
+
+def test_embeddings_are_not_compared_with_labels() -> None:
+    def contrastive(z: Tensor, y: Tensor) -> Tensor:
+        near = (z[:, None] - z).square().sum(-1)
+        return torch.where(y[:, None] == y, near, (1 - near).clamp(min=0)).mean()
+
+    assert read_loss(contrastive, (24, 3), classes(24, 3)) is None
+
+
+@pytest.mark.parametrize("name", AMOUNTS)
+def test_only_what_divides_by_the_targets_says_so(name: str) -> None:
+    found = read_loss(AMOUNTS[name][0], (24, 1), classes(24, 3).float()[:, None])
+    assert found is not None
+    assert found.divides is (name == "percent")
+    assert found.ignored == pytest.approx(float((classes(24, 3) > 0).float().mean()) * found.divides)
+
+
+def test_classes_that_a_loss_only_weighs() -> None:
+    z = [0.0, 1.0, 2.0, 3.0]
+    by_number = classes_told_apart(lambda z, y: -(y * z.log_softmax(1)).sum(), (6, 4), torch.zeros(6, 1), z)
+    proper = classes_told_apart(F.cross_entropy, (6, 4), torch.zeros(6, dtype=torch.long), z)
+    assert (by_number, proper) == (2, 4)
 
 
 def test_soft_margins_are_binary_cross_entropy_of_signs() -> None:

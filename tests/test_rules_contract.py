@@ -196,6 +196,25 @@ def sparse(p: Tensor, y: Tensor) -> Tensor:
     return -torch.where(index < p.shape[1], picked, torch.nan).mean()
 
 
+def log_error(z: Tensor, y: Tensor) -> Tensor:
+    return (z.clamp(min=0).log1p() - y.log1p()).square().mean()
+
+
+def percent(z: Tensor, y: Tensor) -> Tensor:
+    return 100 * ((z - y) / y.abs().clamp(min=1e-7)).abs().mean()
+
+
+def by_number(z: Tensor, y: Tensor) -> Tensor:
+    """Classes by number, where a one belongs in the place of each."""
+    return -(y * z.log_softmax(1)).sum(1).mean()
+
+
+def divergence(p: Tensor, y: Tensor) -> Tensor:
+    """As Keras has it."""
+    y, p = y.clamp(1e-7, 1), p.clamp(1e-7, 1)
+    return (y * (y / p).log()).sum(-1).mean()
+
+
 @pytest.mark.parametrize(
     ("model", "loss", "y", "expected"),
     [
@@ -203,6 +222,10 @@ def sparse(p: Tensor, y: Tensor) -> Tensor:
         (lambda: net(2, nn.Softmax(1)), sparse, Y.float(), ERROR),
         (lambda: net(2, nn.Softmax(1)), lambda p, y: binary(p, y.expand_as(p)), YES, ERROR),
         (lambda: net(10), lambda z, y: (z - y).square().mean(), AMOUNT, ERROR),
+        (lambda: net(3), lambda z, y: (z - y).abs().mean(), Y.float()[:, None], ERROR),
+        (lambda: net(3), lambda z, y: (z - y).cosh().log().mean(), AMOUNT, ERROR),
+        (lambda: net(3), log_error, Y.float()[:, None], ERROR),
+        (lambda: net(3), nn.PoissonNLLLoss(), Y.float()[:, None], ERROR),
         (lambda: net(1), lambda z, y: (z - y).square().mean(), X[:, :3], ERROR),
         (lambda: net(5), CE, Y, NOTE),
         (lambda: net(3), CE, Y, None),
@@ -248,6 +271,18 @@ def test_one_unit_for_each_step() -> None:
         (lambda: net(1, nn.Sigmoid()), cross_entropy, YES, ERROR),
         (lambda: net(1), hinge, YES, ERROR),
         (lambda: net(1, nn.Sigmoid()), hinge, 2 * YES - 1, ERROR),
+        (lambda: net(1), hinge, 3 * AMOUNT, ERROR),
+        (lambda: net(1), hinge, Y.float()[:, None], ERROR),
+        (lambda: net(1), nn.PoissonNLLLoss(), AMOUNT, ERROR),
+        (lambda: net(1), nn.PoissonNLLLoss(), AMOUNT.exp().round(), None),
+        (lambda: net(3), percent, ONE_HOT, ERROR),
+        (lambda: net(1), percent, YES, ERROR),
+        (lambda: net(1), percent, AMOUNT, None),
+        (lambda: net(3), by_number, Y.float()[:, None], ERROR),
+        (lambda: net(3), by_number, ONE_HOT, None),
+        (lambda: net(1, nn.Sigmoid()), divergence, YES, ERROR),
+        (lambda: net(1, nn.Sigmoid()), divergence, Y.float()[:, None], ERROR),
+        (lambda: net(3, nn.Softmax(1)), divergence, ONE_HOT, None),
         (lambda: net(3), CE, X[:, :3], ERROR),
         (lambda: net(1, nn.Sigmoid()), binary, 3 * AMOUNT, ERROR),
         (lambda: net(3), CE, (ONE_HOT + ONE_HOT.roll(1, 0)).clamp(max=1), WARNING),

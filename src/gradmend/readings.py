@@ -220,6 +220,7 @@ class LossReading:
         kinds: how many of the classes in the targets it tells apart; None if that was not asked.
         weighted: whether it counts a sample of the rarest class more than one of the commonest.
         endless: whether it falls for ever with the output of some sample, so that nothing is the lowest.
+        divides: whether it is ten thousand times as steep where the target is zero, as if it divided by it.
         line: `file:line` of its code, if known.
     """
 
@@ -232,12 +233,18 @@ class LossReading:
     kinds: int | None = None
     weighted: bool = False
     endless: bool = False
+    divides: bool = False
     line: str | None = None
 
     @property
     def per_class(self) -> bool:
         """Whether the units along an axis stand for classes that exclude each other."""
         return self.axis is not None
+
+    def blind(self, target: TargetReading) -> bool:
+        """Whether it asks the same of all classes, but for how much: it multiplies by their numbers."""
+        told = self.kinds is not None and self.kinds <= 2 < target.distinct
+        return told and self.family == "cross entropy"
 
 
 @dataclass(frozen=True)

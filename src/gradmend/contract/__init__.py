@@ -47,6 +47,9 @@ _VALUES = 40_000
 _CLASSES = 10
 """Of so many of the commonest classes it is asked whether the loss tells them apart."""
 
+_TOLD = ("binary cross entropy", "cross entropy")
+"""Losses of which it is asked."""
+
 _KEPT = 32
 """So many of the last sites are looked through for the one that the output comes from."""
 
@@ -171,7 +174,7 @@ def _on_classes(
     rare, common = (_row(target, value, given.one_hot) for value in (present[0][0], present[-1][0]))
     even = torch.full(shape, 0.0 if loss.wants == "logits" else 0.5)
     loss = replace(loss, weighted=weighs_more(compare, even, target, common, rare))
-    if given.one_hot is None and loss.family == "binary cross entropy" and len(present) > 2:
+    if given.one_hot is None and loss.family in _TOLD and len(present) > 2:
         values = [value for value, _ in present[-_CLASSES:]]
         loss = replace(loss, kinds=classes_told_apart(compare, shape, target, values))
     return loss

@@ -42,6 +42,15 @@ _STRATA = ((-4.0, -1.2), (-1.0, 0.0), (0.0, 1.0), (1.2, 4.0))
 _HEAVIER = 1.2
 """Slopes of two classes that differ by less count the same: smoothing and clipping differ by as much."""
 
+_SILENT = 1e-5
+"""Samples whose slope is less than this share of the steepest one count nothing: clipping leaves as much."""
+
+_DIVIDED = 1e4
+"""So many times steeper at targets of zero than at others, a loss divides by its targets."""
+
+_BENT = 0.1
+"""A hinge bends at 1 over its target; of amounts, this share does so where it is looked at."""
+
 _AROUND = torch.tensor((-3.0, -0.6, 0.8, 2.5), dtype=torch.float64)
 """How many deviations from the target the loss of an amount is probed."""
 
@@ -83,6 +92,7 @@ def read_loss(compare: Compare, shape: tuple[int, ...], target: Tensor) -> LossR
         or _straight(slopes, axes, target)
     )
     found = found or _hinge(points, slopes) or _unmoved_by_shifts(slopes, axes)
+    found = found or _each_unit_alike(compare, near, target)
     return replace(found, ignored=_ignored(slopes)) if found else None
 
 
@@ -131,7 +141,9 @@ def answers_alike(compare: Compare, shape: tuple[int, ...], target: Tensor) -> b
 def classes_told_apart(
     compare: Compare, shape: tuple[int, ...], target: Tensor, classes: Sequence[float]
 ) -> int:
-    """How many of these classes a loss tells apart, by its slope where all targets are of one class.
+    """How many of these classes a loss tells apart, by where it slopes if all targets are of one class.
+
+    What only slopes more steeply for one class than for another asks the same of both.
 
     Examples:
         >>> above = lambda p, y: torch.nn.functional.binary_cross_entropy(p, (y > 1).to(p))
@@ -142,7 +154,10 @@ def classes_told_apart(
     found: list[Tensor] = []
     for value in classes:
         slopes = _slopes(compare, points, torch.full_like(target, value))
-        if slopes is not None and not any(torch.allclose(slopes, known) for known in found):
+        if slopes is None:
+            continue
+        slopes = slopes / slopes.abs().max().clamp_min(1e-300)
+        if not any(torch.allclose(slopes, known, atol=1e-6) for known in found):
             found.append(slopes)
     return len(found)
 
@@ -287,7 +302,13 @@ def _on_values(compare: Compare, shape: tuple[int, ...], target: Tensor) -> Loss
     if not sign:
         return None
     family = "squared" if _follows(slopes, apart) else "absolute" if _steady(slopes.abs()) else None
-    return LossReading(family, "values", sign=sign)
+    return LossReading(family, "values", sign=sign, divides=_divides(slopes.abs().amax(0), aligned))
+
+
+def _divides(steep: Tensor, target: Tensor) -> bool:
+    """Whether it is so much steeper where the target is zero that it must divide by it."""
+    zero, other = steep[target == 0], steep[target != 0]
+    return bool(len(zero) and len(other) and zero.min() > _DIVIDED * other.max())
 
 
 def _straight(slopes: Tensor, axes: list[int], target: Tensor) -> LossReading | None:
@@ -322,8 +343,8 @@ def _hinge(z: Tensor, slopes: Tensor) -> LossReading | None:
     flat = ((slopes.abs() - size).abs() <= _TOLERANCE * size) | ~on
     rising, falling = ~on[:-1] | on[1:], on[:-1] | ~on[1:]
     up, down = (slopes >= 0).all(0) & rising.all(0), (slopes <= 0).all(0) & falling.all(0)
-    bends = on.any(0) & ~on.all(0)
-    if not bends.any() or not (flat.all(0) & (up | down) & (bends | ~on.any(0))).all():
+    bends, silent = on.any(0) & ~on.all(0), ~on.any(0)
+    if not (flat.all(0) & (up | down)).all() or bends.sum() < _BENT * (~silent).sum() or not bends.any():
         return None
     return LossReading("hinge", "values")
 
@@ -335,6 +356,19 @@ def _unmoved_by_shifts(slopes: Tensor, axes: list[int]) -> LossReading | None:
         if bool((total <= 1e-5 * size).all()):
             return LossReading(None, "logits", axis)
     return None
+
+
+def _each_unit_alike(compare: Compare, z: Tensor, target: Tensor) -> LossReading | None:
+    """Several units and one target per sample: each unit is compared with it by itself, and all alike."""
+    if z.dim() != 3 or z.shape[2] < 2 or target.numel() != z.shape[1]:
+        return None
+    mixed = torch.cat([z[0, :, :1], z[1, :, 1:]], 1)
+    slopes = _slopes(compare, torch.stack([z[0], z[1], mixed, z[0].roll(1, 1)]), target)
+    if slopes is None:
+        return None
+    apart = torch.cat([slopes[0, :, :1], slopes[1, :, 1:]], 1)
+    alike = torch.allclose(slopes[2], apart) and torch.allclose(slopes[3], slopes[0].roll(1, 1))
+    return LossReading(None, "values") if alike and not _steady(slopes) else None
 
 
 def _follows(slopes: Tensor, law: Tensor) -> int:
@@ -373,10 +407,12 @@ def _sign(values: Tensor) -> int:
 
 
 def _aligned(target: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """Real targets in the shape of the output, if there is one for each."""
+    """Real targets in the shape of the output, if there is one for each, or for all units of a sample."""
     if not target.is_floating_point():
         return None
     given = tuple(target.shape)
+    if len(given) == len(shape) > 1 and given == (*shape[:-1], 1):
+        return target.double().expand(shape)
     same = given == shape or (given == shape[:-1] and shape[-1] == 1) or given == (*shape, 1)
     return target.double().reshape(shape) if same else None
 
@@ -391,6 +427,7 @@ def _random(shape: tuple[int, ...], seed: int = 0) -> Tensor:
 
 
 def _ignored(slopes: Tensor) -> float:
-    """The share of samples that have no slope at any of the points."""
-    silent = (slopes == 0).all(0)
+    """The share of samples that have next to no slope at any of the points."""
+    steep = slopes.abs().amax(0)
+    silent = steep <= _SILENT * steep.nan_to_num(0.0, 0.0).max()
     return float(silent.reshape(silent.shape[0], -1).all(1).double().mean())

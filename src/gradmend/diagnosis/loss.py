@@ -20,7 +20,9 @@ def unfit_loss(profile: Profile) -> Finding | None:
     """The loss is made for other targets, or for another output. The first that holds of:
 
     - it takes no notice of samples with one of two targets (a hinge with 0 and 1, half of a cross-entropy);
-    - cross-entropy, with targets that are no classes;
+    - it divides by targets of which some are zero, so that the others count nothing;
+    - cross-entropy, a hinge or a count's likelihood, with targets that are no classes, no signs or no counts;
+    - cross-entropy that asks the same of all classes, as one that multiplies by their numbers;
     - cross-entropy of classes over units that may all be 1 at once: nothing holds them down;
     - the absolute error of probabilities against classes: its slope does not grow with the error, and fades
       with that of the squashing function (Zhang, Sabuncu 2018);
@@ -30,7 +32,11 @@ def unfit_loss(profile: Profile) -> Finding | None:
     terms = known(profile)
     judges = (
         _one_sided,
+        _divided_by_zero,
         _no_classes,
+        _no_signs,
+        _no_counts,
+        _all_alike,
         _free_units,
         _never_negative,
         _error_of_probabilities,
@@ -85,6 +91,9 @@ def _no_classes(output: OutputReading, loss: LossReading, target: TargetReading)
             Severity.ERROR,
             "Binary cross-entropy takes 0, 1 or a probability; these targets are amounts. " + _AMOUNTS,
         )
+    if loss.family == "cross entropy" and dense and output.units == 1 and (target.low < 0 or target.high > 1):
+        text = "Cross-entropy takes probabilities; these targets are numbers of classes."
+        return Severity.ERROR, f"{text} {_CLASSES}"
     probable = target.distributions is not None or loss.wants == "log probabilities"
     if not loss.per_class or loss.family == "flat" or not dense or probable:
         return None
@@ -99,6 +108,37 @@ def _no_classes(output: OutputReading, loss: LossReading, target: TargetReading)
     return None
 
 
+def _divided_by_zero(_: OutputReading, loss: LossReading, target: TargetReading) -> _Judgement:
+    if not loss.divides:
+        return None
+    cure = "Take `nn.BCEWithLogitsLoss()` on the raw scores." if target.binary else "Take `nn.MSELoss()`."
+    text = "The loss divides by the targets, and some of them are 0: beside these all others count nothing."
+    return Severity.ERROR, f"{text} {cure}"
+
+
+def _no_signs(_: OutputReading, loss: LossReading, target: TargetReading) -> _Judgement:
+    if loss.family != "hinge" or target.one_hot is not None or (target.low >= -1 and target.high <= 1):
+        return None
+    text = "A hinge takes targets of 1 and -1; these are amounts." if not target.whole else _NUMBERS
+    return Severity.ERROR, f"{text} {_AMOUNTS if not target.whole else _CLASSES}"
+
+
+def _no_counts(_: OutputReading, loss: LossReading, target: TargetReading) -> _Judgement:
+    if loss.family != "poisson" or target.low >= 0:
+        return None
+    text = "The likelihood of a Poisson distribution takes counts; some of these targets are negative."
+    return Severity.ERROR, f"{text} {_AMOUNTS}"
+
+
+def _all_alike(output: OutputReading, loss: LossReading, target: TargetReading) -> _Judgement:
+    if output.units == 1 or not loss.blind(target):
+        return None
+    text = "The loss multiplies by the number of the class, and asks the same of all of them."
+    return Severity.ERROR, f"{text} {_CLASSES}"
+
+
+_NUMBERS = "A hinge takes targets of 1 and -1; these are numbers of classes."
+_CLASSES = "Take `nn.CrossEntropyLoss()` on the raw scores, a unit for each class."
 _AMOUNTS = "Take `nn.MSELoss()`, with a last layer without activation."
 
 

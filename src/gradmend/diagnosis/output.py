@@ -170,11 +170,12 @@ def wrong_output_count(profile: Profile) -> Finding | None:
     if by_number(output, loss, target) and target.whole and units > 1:
         return _numbered(profile, output, loss, target)
     wanted = _targets_per_place(output, target)
-    if loss.per_class or loss.family in (None, "flat") or 1 not in (units, wanted) or units == wanted:
+    elementwise = loss.wants == "values" or loss.family in ("binary cross entropy", "poisson")
+    if loss.per_class or not elementwise or 1 not in (units, wanted) or units == wanted:
         return None
     if units > 1:
         text = f"All {units} units are compared with the same target, so all learn the same."
-        return _count(profile, f"{text} Give the last layer one unit{_or_classes(loss)}.", units, 1)
+        return _count(profile, f"{text} Give the last layer one unit{_or_classes(loss, target)}.", units, 1)
     text = f"The one unit is compared with {wanted:.0f} targets, so it learns their mean."
     return _count(profile, f"{text} Give the last layer {wanted:.0f} units.", units, int(wanted))
 
@@ -207,8 +208,10 @@ def _count(
     return found(profile, Cause.WRONG_OUTPUT_COUNT, severity, text, float(units), float(wanted), "units")
 
 
-def _or_classes(loss: LossReading) -> str:
-    return ", or number the classes and take `nn.CrossEntropyLoss()`" if loss.wants != "values" else ""
+def _or_classes(loss: LossReading, target: TargetReading) -> str:
+    if loss.wants == "values" and not class_numbers(target):
+        return ""
+    return ", or number the classes and take `nn.CrossEntropyLoss()`"
 
 
 def _takes_logits(loss: LossReading) -> bool:

@@ -95,7 +95,9 @@ def _right_loss(ending: Ending) -> str | None:
     numbered = target.whole and target.low >= 0 and target.high < output.units and single
     if output.units > 1 and len(output.shape) == 2 and not same and numbered:
         suits = loss.family == "cross entropy" and loss.sign > 0 and loss.axis != 0
-        suits = suits and (probable if "prob" in loss.wants else not ending.squashed)
+        suits = (
+            suits and (probable if "prob" in loss.wants else not ending.squashed) and not loss.blind(target)
+        )
         return None if suits else "CrossEntropyLoss"
     if not same:
         return None
@@ -109,8 +111,13 @@ def _right_loss(ending: Ending) -> str | None:
     if output.shape == target.shape and ending.contract.paired is False:
         return "MSELoss"
     amounts = not target.whole and (target.low < 0 or target.high > 1)
-    unfit = loss.family in ("cross entropy", "binary cross entropy") or loss.sign < 0
-    return "MSELoss" if amounts and unfit else None
+    return "MSELoss" if amounts and _unfit_for_amounts(ending) else None
+
+
+def _unfit_for_amounts(ending: Ending) -> bool:
+    loss, counts = ending.loss, ending.target.low >= 0
+    family = loss.family in ("cross entropy", "binary cross entropy", "hinge")
+    return family or loss.sign < 0 or loss.divides or (loss.family == "poisson" and not counts)
 
 
 @dataclass(frozen=True)

@@ -168,18 +168,24 @@ def _wanted(ending: Ending) -> nn.Module | None:
     return nn.Sigmoid() if one and loss.wants == "values" and ending.target.binary else None
 
 
+_OF_TWO = ("binary cross entropy", "hinge")
+"""Losses that tell two classes apart by one unit."""
+
+
 @dataclass(frozen=True)
 class OutputUnits(Remedy):
     """Give the last linear layer as many units as there are classes, or targets.
 
     Units that were there keep what they learned, new ones begin at zero. Of several units that were compared
-    with one target the mean is kept. Where one unit with a binary cross-entropy had to tell several classes
-    apart, the loss becomes cross-entropy on raw scores. Costs the new rows.
+    with one target the mean is kept. Where one unit with a binary cross-entropy or a hinge had to tell
+    several classes apart, the loss becomes cross-entropy on raw scores. Costs the new rows.
 
     Source: Bishop, Pattern Recognition and Machine Learning, section 5.2, 2006.
     """
 
-    treats: ClassVar[frozenset[Cause]] = frozenset({Cause.WRONG_OUTPUT_COUNT, Cause.SOFTMAX_OVER_ONE_UNIT})
+    treats: ClassVar[frozenset[Cause]] = frozenset(
+        {Cause.WRONG_OUTPUT_COUNT, Cause.SOFTMAX_OVER_ONE_UNIT, Cause.UNFIT_LOSS}
+    )
     intrusion: ClassVar[int] = 2
     summary: ClassVar[str] = "as many output units as classes or targets"
 
@@ -204,7 +210,7 @@ class OutputUnits(Remedy):
         new = f'with_units(model.get_submodule("{path}"), {units})'
         code = f'{inspect.getsource(with_units)}\n\nmodel.set_submodule("{path}", {new})'
         edits = [Edit(path, code, text)]
-        if ending.loss.family != "binary cross entropy" or not ending.numbered or units < 2:
+        if ending.loss.family not in _OF_TWO or not ending.numbered or units < 2:
             return setup, self, edits
         output = replace(ending.output, shape=(*ending.output.shape[:1], units))
         loss_fn, loss_code = loss_for("CrossEntropyLoss", output, ending.target)
@@ -240,7 +246,7 @@ def _units(ending: Ending) -> int | None:
     numbers, classes = ending.numbered, int(target.high) + 1
     if numbers and loss.per_class and len(output.shape) == 2 and output.shape[1] < classes:
         return classes
-    if numbers and loss.family in ("flat", "binary cross entropy") and output.units == 1 and classes > 2:
+    if numbers and loss.family in ("flat", *_OF_TWO) and output.units == 1 and classes > 2:
         return classes
     if loss.per_class or loss.family in (None, "flat") or len(output.shape) != 2:
         return None
@@ -343,12 +349,14 @@ def _columns(target: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _span(rows: Tensor, bounds: tuple[float, float] | None) -> tuple[Tensor, Tensor]:
     """Scale and shift that bring the output to the targets, for each column."""
-    if bounds is None or not all(map(math.isfinite, bounds)):
-        std, mean = torch.std_mean(rows, dim=0, correction=0)
-        scale, shift = std.masked_fill(std == 0, 1.0), mean
+    least, most = bounds or (-math.inf, math.inf)
+    low, high = rows.amin(0), rows.amax(0)
+    beyond = _MARGIN * (high - low).masked_fill(high == low, 1.0)
+    low, high = low - beyond, high + beyond
+    std, mean = torch.std_mean(rows, dim=0, correction=0)
+    scale = std.masked_fill(std == 0, 1.0) if math.isinf(most - least) else (high - low) / (most - least)
+    if math.isfinite(least):
+        shift = low - least * scale
     else:
-        low, high = rows.amin(0), rows.amax(0)
-        width = (high - low).masked_fill(high == low, 1.0) * (1 + 2 * _MARGIN)
-        scale = width / (bounds[1] - bounds[0])
-        shift = low - _MARGIN * width / (1 + 2 * _MARGIN) - bounds[0] * scale
+        shift = high - most * scale if math.isfinite(most) else mean
     return (scale.float(), shift.float()) if len(scale) > 1 else (scale[0].float(), shift[0].float())

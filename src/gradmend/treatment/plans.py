@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from gradmend.remedies import Remedy, SelfNormalizing, Tailor
+from gradmend.anatomy import Anatomy
+from gradmend.remedies import (
+    BendLayers,
+    DepthRates,
+    FitLoss,
+    He,
+    LastActivation,
+    LessDropout,
+    Remedy,
+    RescaleOutput,
+    SelfNormalizing,
+    StandardizeInput,
+    SwapActivation,
+    Tailor,
+    UseOptimizer,
+)
+from gradmend.setup import Setup
 
 Plan: TypeAlias = tuple[Remedy, ...]
 
@@ -30,6 +46,20 @@ ORDER = (
 _SEVERAL = frozenset(("repairs", "outputs", "losses", "optimization", "recurrent"))
 """Groups of which a plan may hold several remedies."""
 
+_USUAL: Plan = (
+    StandardizeInput(),
+    FitLoss(),
+    LastActivation(),
+    RescaleOutput(),
+    LessDropout(),
+    BendLayers(),
+    UseOptimizer("Adam"),
+)
+"""As textbooks set a network (Goodfellow, Bengio, Courville, Deep Learning, 2016, chapters 6 to 8)."""
+
+_VERY_DEEP = 100
+"""In so many layers and more those between the first and the last must learn more slowly."""
+
 
 def group(remedy: Remedy) -> str:
     """The group of a remedy: the module that holds it."""
@@ -50,6 +80,16 @@ def joined(*plans: Iterable[Remedy]) -> Plan:
         for remedy in plan:
             found.setdefault(kind(remedy), remedy)
     return tuple(sorted(found.values(), key=lambda remedy: ORDER.index(group(remedy))))
+
+
+def fallbacks(setup: Setup, anatomy: Anatomy) -> tuple[Plan, Plan]:
+    """What nearly all that trains at all trains with: the usual ReLUs, or for depth tailored activations."""
+    late = (DepthRates(),) if len(anatomy.weighted()) > _VERY_DEEP else ()
+    layers = ((SwapActivation("ReLU"), He()), (Tailor(),))
+    usual, tailored = (
+        tuple(r for r in (*_USUAL, *more, *late) if r.applies_to(setup, anatomy)) for more in layers
+    )
+    return usual, tailored
 
 
 def cost(plan: Plan) -> int:

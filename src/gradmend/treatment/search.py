@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import cast
 
+from gradmend.anatomy import Anatomy
 from gradmend.causes import Cause
 from gradmend.diagnosis import Diagnosis, diagnose, look
 from gradmend.diagnosis.reach import MOST_SECONDS, judged
@@ -18,18 +19,15 @@ from gradmend.readout import lower
 from gradmend.remedies import (
     REMEDIES,
     Change,
-    DepthRates,
     LearningRate,
     Remedy,
-    RescaleOutput,
-    StandardizeInput,
     Tailor,
     UseOptimizer,
     anatomy_of,
 )
 from gradmend.setup import Batch, Budget, Setup
 from gradmend.training import Run, Trial
-from gradmend.treatment.plans import Plan, cost, describe, joined
+from gradmend.treatment.plans import Plan, cost, describe, fallbacks, joined
 from gradmend.treatment.structures import extensions, structures
 
 _SPEEDS, _ENTRANTS = 3, 6
@@ -47,7 +45,7 @@ _BEHIND = 0.5
 _ENOUGH, _NEARLY = 0.9, 0.85
 """What scores so well is good enough, whatever others do. Beyond the second no better rate is looked for."""
 
-_TOLERANCE = 0.05
+_TOLERANCE = 0.02
 """A plan may lose this share of the best gain and still win by changing less."""
 
 _REDUCTIONS = 3
@@ -58,9 +56,6 @@ _OF_THE_TIME = 0.2
 
 _KEPT = 8
 """So many changed copies of the setup are kept for further trials."""
-
-_VERY_DEEP = 100
-"""In so many layers and more those between the first and the last must learn more slowly."""
 
 _LEARNS, _LEARNS_WELL = 0.3, 0.8
 """A setup without errors that scores so well is left alone; the second after all steps that are planned."""
@@ -81,9 +76,6 @@ _CONTRADICTIONS = frozenset(
     cause for cause in Cause if cause.illness.part in ("output", "loss", "labels", "wiring")
 )
 """A setup may learn in spite of these, but not what was meant."""
-
-_FIRM: Plan = (StandardizeInput(), RescaleOutput(), Tailor(), UseOptimizer("Adam"))
-"""Nearly all that trains at all trains with these: what to fall back on, to be reduced to what is needed."""
 
 
 def _share(share: float, score: float) -> float:
@@ -218,10 +210,15 @@ class Search:
         shapes = list(structures(repairs, repaired, usable, self.look)) or [repairs]
         speeds = list(self.speeds(causes - start.causes, usable))
         plans = [joined(structure, speed) for speed in speeds for structure in shapes][:_ENTRANTS]
-        deep = (DepthRates(),) if len(anatomy.weighted()) > _VERY_DEEP else ()
-        firm = joined(repairs, (r for r in (*_FIRM, *deep) if r.applies_to(self.setup, anatomy)))
-        self.firm = self.concrete(firm)
+        self.firm = self.fallback(repairs, anatomy)
         return [plan for plan in dict.fromkeys([*map(self.concrete, plans), self.firm]) if plan]
+
+    def fallback(self, repairs: Plan, anatomy: Anatomy) -> Plan:
+        """What nearly always trains: the usual ReLUs, or tailored ones, if one step shows that it must."""
+        usual, tailored = (joined(repairs, plan) for plan in fallbacks(self.setup, anatomy))
+        plan = self.concrete(usual)
+        found = self.look(plan) if plan else None
+        return plan if found and not found.causes & Tailor.treats else self.concrete(tailored)
 
     def repairs(self, start: Diagnosis, usable: Sequence[Remedy]) -> tuple[Plan, Diagnosis]:
         """What resolves the contradictions, one after the other, and what one step shows then."""
