@@ -280,6 +280,15 @@ def test_losses_that_compare_all_units_with_one_target(name: str) -> None:
     check(read_loss(loss, (24, 3), y), family, "values")
 
 
+def pinball(z: Tensor, y: Tensor) -> Tensor:
+    share = torch.tensor([0.1, 0.5, 0.9])
+    return torch.maximum(share * (y - z), (share - 1) * (y - z)).mean()
+
+
+def test_quantiles_of_one_target_are_not_alike() -> None:
+    assert read_loss(pinball, (24, 3), torch.randn(24, 1)) is None
+
+
 def test_embeddings_are_not_compared_with_labels() -> None:
     def contrastive(z: Tensor, y: Tensor) -> Tensor:
         near = (z[:, None] - z).square().sum(-1)

@@ -92,7 +92,8 @@ def read_loss(compare: Compare, shape: tuple[int, ...], target: Tensor) -> LossR
         or _straight(slopes, axes, target)
     )
     found = found or _hinge(points, slopes) or _unmoved_by_shifts(slopes, axes)
-    found = found or _each_unit_alike(compare, near, target)
+    if found is None and _alike(compare, shape, target):
+        return LossReading(None, "values")
     return replace(found, ignored=_ignored(slopes)) if found else None
 
 
@@ -292,7 +293,7 @@ def _on_logits(z: Tensor, slopes: Tensor, axes: list[int]) -> LossReading | None
 def _on_values(compare: Compare, shape: tuple[int, ...], target: Tensor) -> LossReading | None:
     """Lowest where output and target are equal: the slope has the sign of their difference."""
     aligned = _aligned(target, shape)
-    if aligned is None:
+    if aligned is None or (target.numel() < aligned.numel() and not _alike(compare, shape, target)):
         return None
     apart = _spread(aligned) * _AROUND.reshape(-1, *[1] * len(shape)) * (0.5 + _random((4, *shape)))
     slopes = _slopes(compare, aligned + apart, target)
@@ -358,17 +359,17 @@ def _unmoved_by_shifts(slopes: Tensor, axes: list[int]) -> LossReading | None:
     return None
 
 
-def _each_unit_alike(compare: Compare, z: Tensor, target: Tensor) -> LossReading | None:
-    """Several units and one target per sample: each unit is compared with it by itself, and all alike."""
-    if z.dim() != 3 or z.shape[2] < 2 or target.numel() != z.shape[1]:
-        return None
+def _alike(compare: Compare, shape: tuple[int, ...], target: Tensor) -> bool:
+    """Whether several units are compared with one target per sample: each by itself, and all in one way."""
+    if len(shape) != 2 or shape[1] < 2 or target.numel() != shape[0]:
+        return False
+    z = _random((2, *shape))
     mixed = torch.cat([z[0, :, :1], z[1, :, 1:]], 1)
-    slopes = _slopes(compare, torch.stack([z[0], z[1], mixed, z[0].roll(1, 1)]), target)
-    if slopes is None:
-        return None
+    slopes = _slopes(compare, torch.stack([*z, mixed, z[0].roll(1, 1)]), target)
+    if slopes is None or _steady(slopes):
+        return False
     apart = torch.cat([slopes[0, :, :1], slopes[1, :, 1:]], 1)
-    alike = torch.allclose(slopes[2], apart) and torch.allclose(slopes[3], slopes[0].roll(1, 1))
-    return LossReading(None, "values") if alike and not _steady(slopes) else None
+    return torch.allclose(slopes[2], apart) and torch.allclose(slopes[3], slopes[0].roll(1, 1))
 
 
 def _follows(slopes: Tensor, law: Tensor) -> int:
