@@ -22,7 +22,7 @@ from gradmend.setup import Batch
 from gradmend.training.evaluation import evaluate
 from gradmend.training.loop import Stepper, seeded
 
-NETWORKS, STEPS, ROWS, WIDTH, GOOD, SOUND = 40, 300, 64, 64, 0.9, 0.95
+NETWORKS, STEPS, TRIAL, ROWS, WIDTH, GOOD, SOUND = 40, 300, 50, 64, 64, 0.9, 0.95
 
 FIRST = 200
 """The first seed: thresholds of `mend` were chosen by networks of smaller ones."""
@@ -151,7 +151,7 @@ def repairs(seeds: Iterable[int]) -> Iterator[Repair]:
         setup, given = network.setup(), batches(network.scale)
         before, seconds = trained(setup, given)
         start = process_time()
-        treatment = mend(setup, given, Budget(steps=100), steps=STEPS)
+        treatment = mend(setup, given, Budget(steps=TRIAL), steps=STEPS)
         cost = (process_time() - start) / seconds
         after, _ = trained(treatment.setup, given)
         changes = tuple(change.text for change in treatment.changes)

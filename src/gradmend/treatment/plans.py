@@ -57,8 +57,10 @@ _USUAL: Plan = (
 )
 """As textbooks set a network (Goodfellow, Bengio, Courville, Deep Learning, 2016, chapters 6 to 8)."""
 
-_VERY_DEEP = 100
-"""In so many layers and more those between the first and the last must learn more slowly."""
+_DEEP, _VERY_DEEP = 20, 100
+"""Plain networks of more layers than the first need more than ReLUs and weights that go with them (VGG has
+19: Simonyan, Zisserman, 2014, https://arxiv.org/abs/1409.1556). In more than the second those between the
+first and the last must learn more slowly."""
 
 
 def group(remedy: Remedy) -> str:
@@ -84,12 +86,13 @@ def joined(*plans: Iterable[Remedy]) -> Plan:
 
 def fallbacks(setup: Setup, anatomy: Anatomy) -> tuple[Plan, Plan]:
     """What nearly all that trains at all trains with: the usual ReLUs, or for depth tailored activations."""
-    late = (DepthRates(),) if len(anatomy.weighted()) > _VERY_DEEP else ()
-    layers = ((SwapActivation("ReLU"), He()), (Tailor(),))
-    usual, tailored = (
-        tuple(r for r in (*_USUAL, *more, *late) if r.applies_to(setup, anatomy)) for more in layers
+    depth = len(anatomy.weighted())
+    tailored: Plan = (Tailor(), DepthRates()) if depth > _VERY_DEEP else (Tailor(),)
+    layers = tailored if depth > _DEEP else (SwapActivation("ReLU"), He())
+    usual, deep = (
+        tuple(r for r in (*_USUAL, *more) if r.applies_to(setup, anatomy)) for more in (layers, tailored)
     )
-    return usual, tailored
+    return usual, deep
 
 
 def cost(plan: Plan) -> int:

@@ -88,7 +88,13 @@ def _share(share: float, score: float) -> float:
 
 
 def diagnosed(setup: Setup, batches: Sequence[Batch], budget: Budget, planned: int | None) -> Diagnosis:
-    """A diagnosis whose own trainings take a part of the budget's time."""
+    """A diagnosis whose own trainings take a part of the budget's time, and none where errors are known.
+
+    They would tell which of several cures is one, and that is what the search does.
+    """
+    soon = diagnose(setup, batches, steps=planned, seconds=0)
+    if not soon.healthy:
+        return soon
     return diagnose(setup, batches, steps=planned, seconds=min(MOST_SECONDS, _OF_THE_TIME * budget.seconds))
 
 
@@ -146,12 +152,11 @@ class Search:
             return True
 
     def diagnosis(self, plan: Plan) -> Diagnosis:
-        """Of the setup after a plan."""
+        """Of the setup after a plan; how far it gets, its trials have shown."""
         if plan not in self._diagnosed:
             self.say(f"measuring after {describe(plan)}")
-            self._diagnosed[plan] = diagnosed(
-                self.apply(plan)[-1].setup, self.given, self.budget, self.planned
-            )
+            mended = self.apply(plan)[-1].setup
+            self._diagnosed[plan] = diagnose(mended, self.given, steps=self.planned, seconds=0)
         return self._diagnosed[plan]
 
     def run(self, before: Diagnosis) -> tuple[Change, ...]:
