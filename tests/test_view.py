@@ -1,5 +1,6 @@
 """The live view: a real server and a real browser while a training is watched."""
 
+import os
 import re
 import signal
 import socket
@@ -243,7 +244,9 @@ def test_a_journal_of_a_study_shows_its_results(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     recorded(tmp_path / "run.gradmend")
     command = [sys.executable, "-m", "gradmend", "view", "--no-open", str(tmp_path / "run.gradmend")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    ours = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ours) as server:
         assert server.stdout is not None
         try:
             address = server.stdout.readline().split()[0]

@@ -92,7 +92,7 @@ def diagnosed(setup: Setup, batches: Sequence[Batch], budget: Budget, planned: i
 
     They would tell which of several cures is one, and that is what the search does.
     """
-    soon = diagnose(setup, batches, steps=planned, seconds=0)
+    soon = diagnose(setup, batches, steps=planned, seconds=0.0)
     if not soon.healthy:
         return soon
     return diagnose(setup, batches, steps=planned, seconds=min(MOST_SECONDS, _OF_THE_TIME * budget.seconds))
@@ -156,7 +156,7 @@ class Search:
         if plan not in self._diagnosed:
             self.say(f"measuring after {describe(plan)}")
             mended = self.apply(plan)[-1].setup
-            self._diagnosed[plan] = diagnose(mended, self.given, steps=self.planned, seconds=0)
+            self._diagnosed[plan] = diagnose(mended, self.given, steps=self.planned, seconds=0.0)
         return self._diagnosed[plan]
 
     def run(self, before: Diagnosis) -> tuple[Change, ...]:
