@@ -297,6 +297,13 @@ def test_losses_for_other_targets(model: Any, loss: Any, y: Tensor, expected: Se
     assert severity(Cause.UNFIT_LOSS, model(), loss, y) is expected
 
 
+def test_amounts_are_not_taken_for_classes() -> None:
+    amounts = found(net(1, nn.Sigmoid()), divergence, 3 * AMOUNT.abs() + 0.1)[Cause.UNFIT_LOSS]
+    assert "these targets are amounts" in amounts.sentence
+    classes = found(net(1, nn.Sigmoid()), divergence, Y.float()[:, None])[Cause.UNFIT_LOSS]
+    assert "numbers of classes" in classes.sentence
+
+
 @pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize("loss", [MSE, nn.L1Loss(), lambda z, y: (z - y).pow(2).sum()])
 def test_outputs_and_targets_that_are_broadcast(loss: Any) -> None:

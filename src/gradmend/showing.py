@@ -90,7 +90,7 @@ def view(
     """Show what journals hold in the browser, also while trainings still write them. Ctrl-C ends it."""
     from gradmend.view import serve
 
-    serve(journals, port=port, browse=browse, told=typer.echo)  # which keeps nothing back in a pipe
+    serve(journals, port=port, browse=browse)
 
 
 def atlas(

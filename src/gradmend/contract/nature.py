@@ -92,7 +92,7 @@ def read_loss(compare: Compare, shape: tuple[int, ...], target: Tensor) -> LossR
         or _straight(slopes, axes, target)
     )
     found = found or _hinge(points, slopes) or _unmoved_by_shifts(slopes, axes)
-    if found is None and _alike(compare, shape, target):
+    if found is None and _units_alike(compare, shape, target):
         return LossReading(None, "values")
     return replace(found, ignored=_ignored(slopes)) if found else None
 
@@ -293,7 +293,7 @@ def _on_logits(z: Tensor, slopes: Tensor, axes: list[int]) -> LossReading | None
 def _on_values(compare: Compare, shape: tuple[int, ...], target: Tensor) -> LossReading | None:
     """Lowest where output and target are equal: the slope has the sign of their difference."""
     aligned = _aligned(target, shape)
-    if aligned is None or (target.numel() < aligned.numel() and not _alike(compare, shape, target)):
+    if aligned is None or (target.numel() < aligned.numel() and not _units_alike(compare, shape, target)):
         return None
     apart = _spread(aligned) * _AROUND.reshape(-1, *[1] * len(shape)) * (0.5 + _random((4, *shape)))
     slopes = _slopes(compare, aligned + apart, target)
@@ -344,8 +344,9 @@ def _hinge(z: Tensor, slopes: Tensor) -> LossReading | None:
     flat = ((slopes.abs() - size).abs() <= _TOLERANCE * size) | ~on
     rising, falling = ~on[:-1] | on[1:], on[:-1] | ~on[1:]
     up, down = (slopes >= 0).all(0) & rising.all(0), (slopes <= 0).all(0) & falling.all(0)
-    bends, silent = on.any(0) & ~on.all(0), ~on.any(0)
-    if not (flat.all(0) & (up | down)).all() or bends.sum() < _BENT * (~silent).sum() or not bends.any():
+    active = on.any(0)
+    bends = active & ~on.all(0)
+    if not (flat.all(0) & (up | down)).all() or not bends.any() or bends.sum() < _BENT * active.sum():
         return None
     return LossReading("hinge", "values")
 
@@ -359,7 +360,7 @@ def _unmoved_by_shifts(slopes: Tensor, axes: list[int]) -> LossReading | None:
     return None
 
 
-def _alike(compare: Compare, shape: tuple[int, ...], target: Tensor) -> bool:
+def _units_alike(compare: Compare, shape: tuple[int, ...], target: Tensor) -> bool:
     """Whether several units are compared with one target per sample: each by itself, and all in one way."""
     if len(shape) != 2 or shape[1] < 2 or target.numel() != shape[0]:
         return False

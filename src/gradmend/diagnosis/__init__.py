@@ -124,11 +124,18 @@ def diagnose(
         ),
         "a prognosis": lambda d: replace(d, prognosis=_prognosis(setup, given, d.profile)),
         "trials of what is suspected": lambda d: replace(d, findings=settle(setup, given, d.profile, d)),
-        "trainings of copies": lambda d: replace(d, findings=reach(setup, every, d, seconds)),
     }
     for what, stage in stages.items():
         diagnosis = room.attempt(what, partial(stage, diagnosis)) or diagnosis
-    return replace(diagnosis, lacked=tuple(room.lacked))
+    return with_reach(setup, every, replace(diagnosis, lacked=tuple(room.lacked)), seconds)
+
+
+def with_reach(setup: Setup, batches: Sequence[Batch], diagnosis: Diagnosis, seconds: float) -> Diagnosis:
+    """With how far copies get in the planned steps: the last and dearest part of a diagnosis."""
+    room = Room()
+    found = room.attempt("trainings of copies", lambda: reach(setup, batches[:_TRAINED], diagnosis, seconds))
+    findings = diagnosis.findings if found is None else found
+    return replace(diagnosis, findings=findings, lacked=(*diagnosis.lacked, *room.lacked))
 
 
 def _tried(setup: Setup, batch: Batch, profile: Profile, planned: int | None, room: Room) -> Profile:

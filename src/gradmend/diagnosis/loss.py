@@ -91,7 +91,7 @@ def _no_classes(output: OutputReading, loss: LossReading, target: TargetReading)
             Severity.ERROR,
             "Binary cross-entropy takes 0, 1 or a probability; these targets are amounts. " + _AMOUNTS,
         )
-    if loss.family == "cross entropy" and dense and output.units == 1 and (target.low < 0 or target.high > 1):
+    if loss.family == "cross entropy" and dense and output.units == 1 and outside and target.whole:
         text = "Cross-entropy takes probabilities; these targets are numbers of classes."
         return Severity.ERROR, f"{text} {_CLASSES}"
     probable = target.distributions is not None or loss.wants == "log probabilities"
@@ -119,8 +119,8 @@ def _divided_by_zero(_: OutputReading, loss: LossReading, target: TargetReading)
 def _no_signs(_: OutputReading, loss: LossReading, target: TargetReading) -> _Judgement:
     if loss.family != "hinge" or target.one_hot is not None or (target.low >= -1 and target.high <= 1):
         return None
-    text = "A hinge takes targets of 1 and -1; these are amounts." if not target.whole else _NUMBERS
-    return Severity.ERROR, f"{text} {_AMOUNTS if not target.whole else _CLASSES}"
+    kind, cure = ("numbers of classes", _CLASSES) if target.whole else ("amounts", _AMOUNTS)
+    return Severity.ERROR, f"A hinge takes targets of 1 and -1; these are {kind}. {cure}"
 
 
 def _no_counts(_: OutputReading, loss: LossReading, target: TargetReading) -> _Judgement:
@@ -131,13 +131,12 @@ def _no_counts(_: OutputReading, loss: LossReading, target: TargetReading) -> _J
 
 
 def _all_alike(output: OutputReading, loss: LossReading, target: TargetReading) -> _Judgement:
-    if output.units == 1 or not loss.blind(target):
+    if loss.family != "cross entropy" or output.units == 1 or not loss.blind(target):
         return None
     text = "The loss multiplies by the number of the class, and asks the same of all of them."
     return Severity.ERROR, f"{text} {_CLASSES}"
 
 
-_NUMBERS = "A hinge takes targets of 1 and -1; these are numbers of classes."
 _CLASSES = "Take `nn.CrossEntropyLoss()` on the raw scores, a unit for each class."
 _AMOUNTS = "Take `nn.MSELoss()`, with a last layer without activation."
 

@@ -153,13 +153,12 @@ def wrong_output_count(profile: Profile) -> Finding | None:
     output, loss, target = terms
     units = output.units
     kinds = len(target.counts)
-    blind = loss.kinds is not None and loss.kinds <= 2
     if (
         loss.family == "binary cross entropy"
         and units == 1
         and class_numbers(target)
         and kinds > 2
-        and not blind
+        and not loss.blind(target)
     ):
         text = (
             f"One unit tells two classes apart, and the targets hold {kinds}. Give the last layer {kinds} "

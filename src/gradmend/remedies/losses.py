@@ -95,9 +95,8 @@ def _right_loss(ending: Ending) -> str | None:
     numbered = target.whole and target.low >= 0 and target.high < output.units and single
     if output.units > 1 and len(output.shape) == 2 and not same and numbered:
         suits = loss.family == "cross entropy" and loss.sign > 0 and loss.axis != 0
-        suits = (
-            suits and (probable if "prob" in loss.wants else not ending.squashed) and not loss.blind(target)
-        )
+        suits = suits and not loss.blind(target)
+        suits = suits and (probable if "prob" in loss.wants else not ending.squashed)
         return None if suits else "CrossEntropyLoss"
     if not same:
         return None

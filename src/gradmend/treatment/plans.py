@@ -84,15 +84,12 @@ def joined(*plans: Iterable[Remedy]) -> Plan:
     return tuple(sorted(found.values(), key=lambda remedy: ORDER.index(group(remedy))))
 
 
-def fallbacks(setup: Setup, anatomy: Anatomy) -> tuple[Plan, Plan]:
-    """What nearly all that trains at all trains with: the usual ReLUs, or for depth tailored activations."""
+def fallbacks(setup: Setup, anatomy: Anatomy) -> list[Plan]:
+    """What nearly all that trains at all trains with: the usual ReLUs unless it is deep, tailored ones."""
     depth = len(anatomy.weighted())
     tailored: Plan = (Tailor(), DepthRates()) if depth > _VERY_DEEP else (Tailor(),)
-    layers = tailored if depth > _DEEP else (SwapActivation("ReLU"), He())
-    usual, deep = (
-        tuple(r for r in (*_USUAL, *more) if r.applies_to(setup, anatomy)) for more in (layers, tailored)
-    )
-    return usual, deep
+    layers = [tailored] if depth > _DEEP else [(SwapActivation("ReLU"), He()), tailored]
+    return [tuple(r for r in (*_USUAL, *more) if r.applies_to(setup, anatomy)) for more in layers]
 
 
 def cost(plan: Plan) -> int:

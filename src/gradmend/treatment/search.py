@@ -12,7 +12,7 @@ from typing import cast
 
 from gradmend.anatomy import Anatomy
 from gradmend.causes import Cause
-from gradmend.diagnosis import Diagnosis, diagnose, look
+from gradmend.diagnosis import Diagnosis, diagnose, look, with_reach
 from gradmend.diagnosis.reach import MOST_SECONDS, judged
 from gradmend.errors import GradmendError, NoEffectWarning
 from gradmend.readout import lower
@@ -93,9 +93,8 @@ def diagnosed(setup: Setup, batches: Sequence[Batch], budget: Budget, planned: i
     They would tell which of several cures is one, and that is what the search does.
     """
     soon = diagnose(setup, batches, steps=planned, seconds=0.0)
-    if not soon.healthy:
-        return soon
-    return diagnose(setup, batches, steps=planned, seconds=min(MOST_SECONDS, _OF_THE_TIME * budget.seconds))
+    seconds = min(MOST_SECONDS, _OF_THE_TIME * budget.seconds)
+    return with_reach(setup, batches, soon, seconds) if soon.healthy else soon
 
 
 class TimeIsUp(Exception):
@@ -220,10 +219,12 @@ class Search:
 
     def fallback(self, repairs: Plan, anatomy: Anatomy) -> Plan:
         """What nearly always trains: the usual ReLUs, or tailored ones, if one step shows that it must."""
-        usual, tailored = (joined(repairs, plan) for plan in fallbacks(self.setup, anatomy))
-        plan = self.concrete(usual)
-        found = self.look(plan) if plan else None
-        return plan if found and not found.causes & Tailor.treats else self.concrete(tailored)
+        *usual, tailored = (joined(repairs, plan) for plan in fallbacks(self.setup, anatomy))
+        for plan in map(self.concrete, usual):
+            found = self.look(plan) if plan else None
+            if found and not found.causes & Tailor.treats:
+                return plan
+        return self.concrete(tailored)
 
     def repairs(self, start: Diagnosis, usable: Sequence[Remedy]) -> tuple[Plan, Diagnosis]:
         """What resolves the contradictions, one after the other, and what one step shows then."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from gradmend.errors import MissingExtraError
 
 __all__ = ["serve"]
 
+_PRINT = partial(print, flush=True)
+"""It runs on for hours, and a pipe would keep the address until the end."""
+
 
 def serve(
     paths: Sequence[Path | str],
     port: int = 0,
     browse: bool = True,
-    told: Callable[[str], None] = print,
+    told: Callable[[str], None] = _PRINT,
 ) -> None:
     """Show journals in the browser until Ctrl-C. Only this machine and who knows the address can see them.
 
