@@ -204,6 +204,11 @@ def percent(z: Tensor, y: Tensor) -> Tensor:
     return 100 * ((z - y) / y.abs().clamp(min=1e-7)).abs().mean()
 
 
+def floored(z: Tensor, y: Tensor) -> Tensor:
+    """The squared error of logarithms as Keras has it: what is below zero is taken for zero."""
+    return log_error(z, y.clamp(min=0))
+
+
 def by_number(z: Tensor, y: Tensor) -> Tensor:
     """Classes by number, where a one belongs in the place of each."""
     return -(y * z.log_softmax(1)).sum(1).mean()
@@ -277,7 +282,10 @@ def test_one_unit_for_each_step() -> None:
         (lambda: net(1), nn.PoissonNLLLoss(), AMOUNT.exp().round(), None),
         (lambda: net(3), percent, ONE_HOT, ERROR),
         (lambda: net(1), percent, YES, ERROR),
-        (lambda: net(1), percent, AMOUNT, None),
+        (lambda: net(1), percent, AMOUNT, ERROR),
+        (lambda: net(1), percent, AMOUNT.exp(), None),
+        (lambda: net(1), floored, AMOUNT, ERROR),
+        (lambda: net(1), floored, AMOUNT.exp(), None),
         (lambda: net(3), by_number, Y.float()[:, None], ERROR),
         (lambda: net(3), by_number, ONE_HOT, None),
         (lambda: net(1, nn.Sigmoid()), divergence, YES, ERROR),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from functools import cache, partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from gradmend.diagnosis import diagnose
 from gradmend.errors import DataError, SetupError
 from gradmend.remedies import REMEDIES, DropSquashing, He, LearningRate, StandardizeInput, Xavier
 from gradmend.setup import Batch, Budget, Setup
-from gradmend.training import run_trial
+from gradmend.training import run_trial, train
 from gradmend.treatment import UNTREATED, plans
 from gradmend.zoo import mlp
 from helpers import SGD, Convolutional, Functional, assert_same, blobs, images, plain, trace
@@ -312,3 +313,25 @@ def test_where_targets_cannot_be_exchanged_the_loss_decides() -> None:
     made = mend(setup, [{"x": x, "labels": y} for x, y in batches()], BUDGET)
     assert made.mended
     assert made.trials[0].fit is None
+
+
+def soft_cosh(z: Tensor, y: Tensor) -> Tensor:
+    """The logarithm of the hyperbolic cosine of the error, so that it does not overflow."""
+    return (z - y + nn.functional.softplus(-2 * (z - y)) - math.log(2)).mean()
+
+
+@pytest.mark.parametrize("rows", [1, 32])
+@pytest.mark.parametrize("squeezed", [False, True])
+def test_a_fault_that_hides_another_is_mended_with_it(rows: int, squeezed: bool) -> None:
+    """A softmax over one unit, and outputs beside a row of targets; or one row at a time."""
+    x, y = blobs(512)
+    target = x[:, :1] - x[:, 1:2] if not squeezed else x[:, 0] - x[:, 1]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1), nn.Softmax(-1))
+    setup = Setup(model, soft_cosh, partial(torch.optim.SGD, lr=0.05))
+    given = list(zip(x.split(rows), target.split(rows), strict=True))
+    trained = mend(setup, given, Budget(steps=200)).setup.copy()
+    train(trained, given, steps=600)
+    with torch.no_grad():
+        error = (trained.model(x).flatten() - target.flatten()).square().mean()
+    assert error < 0.2 * target.var()

@@ -10,6 +10,7 @@ from torch.optim import SGD, Adam
 
 from gradmend.setup import Budget, Setup
 from gradmend.training import Trial, run_trial
+from gradmend.training.evaluation import evaluate, fit
 from gradmend.zoo import mlp
 from toys import assert_same, network, on_cpu, setup, state, toy
 
@@ -80,3 +81,30 @@ def test_a_trial_keeps_frozen_parts_in_eval_mode() -> None:
         expected = nn.functional.cross_entropy(model.eval()(10 * x), y).item()
     assert losses[True] == pytest.approx(expected, rel=1e-5)
     assert losses[False] != pytest.approx(expected, rel=1e-2)
+
+
+# How well samples fit
+
+
+def test_rows_that_come_one_by_one_get_the_targets_of_others() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 1)
+    right = Setup(nn.Identity(), nn.MSELoss())
+    assert fit(right, [(x, x)]) == fit(right, list(zip(x.split(1), x.split(1), strict=True))) == 1
+    no_use = Setup(nn.Identity(), nn.MSELoss())
+    assert abs(fit(no_use, list(zip(x.split(1), x.flip(0).split(1), strict=True)))) < 0.5
+    assert fit(right, [(x[:1], x[:1])]) is None
+
+
+def test_of_sequences_that_the_model_flattens_every_place_counts_once() -> None:
+    x, y = torch.eye(5).expand(3, 5, 5), torch.arange(5).expand(3, 5)
+    flat = Setup(nn.Flatten(0, 1), nn.CrossEntropyLoss())
+    assert evaluate(flat, [(x, y.flatten())])[1] == 1
+    assert evaluate(flat, [(x, y.flip(1).flatten())])[1] == pytest.approx(0.2)
+
+
+def test_of_amounts_none_is_right() -> None:
+    amounts, yes = torch.tensor([[0.3], [-2.0]]), torch.tensor([[0.0], [1.0]])
+    setup = Setup(nn.Identity(), nn.BCEWithLogitsLoss())
+    assert evaluate(setup, [(amounts, amounts)])[1] is None
+    assert evaluate(setup, [(2 * yes - 1, yes)])[1] == 1

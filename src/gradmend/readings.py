@@ -220,7 +220,8 @@ class LossReading:
         kinds: how many of the classes in the targets it tells apart; None if that was not asked.
         weighted: whether it counts a sample of the rarest class more than one of the commonest.
         endless: whether it falls for ever with the output of some sample, so that nothing is the lowest.
-        divides: whether it is ten thousand times as steep where the target is zero, as if it divided by it.
+        divides: whether it is far steeper where the target is near zero, as if it divided by it.
+        floored: whether it takes all targets below zero for zero.
         line: `file:line` of its code, if known.
     """
 
@@ -234,6 +235,7 @@ class LossReading:
     weighted: bool = False
     endless: bool = False
     divides: bool = False
+    floored: bool = False
     line: str | None = None
 
     @property

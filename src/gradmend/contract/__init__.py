@@ -44,6 +44,9 @@ __all__ = ["read_contract"]
 _VALUES = 40_000
 """A loss is probed with outputs of about so many values: as many samples as that takes, but two."""
 
+_FEW = 16
+"""Of smaller batches several are put together, so that a loss is probed with so many rows."""
+
 _CLASSES = 10
 """Of so many of the commonest classes it is asked whether the loss tells them apart."""
 
@@ -127,7 +130,11 @@ def _agreement(terms: _Terms, batches: Sequence[Batch], found: Contract, accumul
     found = replace(found, output=read_output(output, terms.passed))
     if target is None or not target.numel() or not target.dim() or terms.compare is None:
         return found
-    found = replace(found, **_probed(terms.compare, output, target, found.target, terms.line))
+    more = _more_rows(output, target, targets)
+    probed = _probed(terms.compare, *more, found.target, terms.line)
+    if more[1] is not target and probed.get("loss") is None:  # it may know the size of its batches
+        probed = _probed(terms.compare, output, target, found.target, terms.line)
+    found = replace(found, **probed)
     if found.output and found.output.bounds and _comparable(output, target):
         every = torch.cat([t for t in targets if t.shape[1:] == target.shape[1:]])
         least = shortfall(every.reshape(-1, *output.shape[1:]), found.output.bounds, found.output.sums_to_one)
@@ -141,6 +148,17 @@ def _steps(targets: Sequence[Tensor], accumulate: int) -> list[Tensor]:
     if accumulate == 1 or not alike:
         return list(targets)
     return [torch.cat(alike[i : i + accumulate]) for i in range(0, len(alike), accumulate)]
+
+
+def _more_rows(output: Tensor, target: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """An output and targets of more rows than a small batch has; the output's numbers do not matter."""
+    alike = [t for t in targets if t.dim() and t.shape[1:] == target.shape[1:]]
+    rows = torch.cat(alike)[:_FEW] if len(target) < _FEW and len(target) == len(output) else target
+    if len(rows) <= len(target):
+        return output, target
+    if len(target) == 1 and target.numel() == output.numel():  # one number meets one, whatever their shapes
+        rows = rows.reshape(len(rows), *output.shape[1:])
+    return output[:1].expand(len(rows), *output.shape[1:]), rows
 
 
 def _probed(

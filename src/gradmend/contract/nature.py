@@ -45,8 +45,12 @@ _HEAVIER = 1.2
 _SILENT = 1e-5
 """Samples whose slope is less than this share of the steepest one count nothing: clipping leaves as much."""
 
-_DIVIDED = 1e4
-"""So many times steeper at targets of zero than at others, a loss divides by its targets."""
+_NEAR, _DIVIDED = 0.01, 5.0
+"""Below this share of their root mean square targets are near zero. So many times steeper there than at those
+which are ten times as large, a loss divides by its targets."""
+
+_SEEN = 0.3
+"""This share of outputs around the targets has a slope, where a loss looks at outputs above zero only."""
 
 _BENT = 0.1
 """A hinge bends at 1 over its target; of amounts, this share does so where it is looked at."""
@@ -299,17 +303,45 @@ def _on_values(compare: Compare, shape: tuple[int, ...], target: Tensor) -> Loss
     slopes = _slopes(compare, aligned + apart, target)
     if slopes is None:
         return None
-    sign = _sign(slopes * apart)
+    sign = _sign((slopes * apart)[_sloped(aligned + apart, slopes)])
     if not sign:
         return None
     family = "squared" if _follows(slopes, apart) else "absolute" if _steady(slopes.abs()) else None
-    return LossReading(family, "values", sign=sign, divides=_divides(slopes.abs().amax(0), aligned))
+    steep = (slopes / apart if family == "squared" else slopes).abs().amax(0)
+    divides = _divides(steep, aligned)
+    return LossReading(family, "values", sign=sign, divides=divides, floored=_floored(compare, shape, target))
+
+
+def _sloped(z: Tensor, slopes: Tensor) -> Tensor:
+    """Where to look at slopes: everywhere, unless all outputs below some number are taken for it."""
+    sloped = slopes != 0
+    cut = sloped.double().mean() >= _SEEN and not sloped.all() and z[~sloped].max() <= z[sloped].min()
+    return sloped if cut else torch.ones_like(sloped)
 
 
 def _divides(steep: Tensor, target: Tensor) -> bool:
-    """Whether it is so much steeper where the target is zero that it must divide by it."""
-    zero, other = steep[target == 0], steep[target != 0]
-    return bool(len(zero) and len(other) and zero.min() > _DIVIDED * other.max())
+    """Whether it is far steeper at small targets, as if it divided by them; they go through zero."""
+    size, typical = target.abs(), float(target.square().mean().sqrt())
+    if size.all() and not bool((target < 0).any() and (target > 0).any()):
+        return False
+    near, other = steep[size <= _NEAR * typical], steep[size > 10 * _NEAR * typical]
+    inverse = not _even(steep) and any(_even((steep * size**power)[size > 0]) for power in (1, 2))
+    return inverse or bool(len(near) and len(other) and near.min() > _DIVIDED * other.max())
+
+
+def _even(sizes: Tensor) -> bool:
+    """Whether there are any, and all are the same."""
+    return bool(len(sizes)) and bool(sizes.amax() - sizes.amin() <= _TOLERANCE * sizes.amax())
+
+
+def _floored(compare: Compare, shape: tuple[int, ...], target: Tensor) -> bool:
+    """Whether it takes targets below zero for zero, as those do that take logarithms of one and more."""
+    if not bool((target < 0).any() and (target > 0).any()):
+        return False
+    points = 2 * _random(shape) - 1
+    found = [_value(compare, points, y) for y in (target, target.clamp_min(0), target.abs())]
+    first, floored, other = (math.nan if value is None else value for value in found)
+    return abs(first - floored) <= 1e-6 * abs(first) < abs(first - other)
 
 
 def _straight(slopes: Tensor, axes: list[int], target: Tensor) -> LossReading | None:

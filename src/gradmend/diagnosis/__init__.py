@@ -64,8 +64,8 @@ RULES: tuple[Callable[[Profile], Finding | None], ...] = (
 _BATCHES, _SAMPLES = 4, 128
 """So many batches are looked at, of which the first so many samples are measured."""
 
-_TRAINED = 16
-"""On so many copies are trained."""
+_TRAINED, _FEW = 16, 8
+"""On so many copies are trained; and with fewer rows in a batch, what fits what is read from all of these."""
 
 _TRIED, _PACED = 6, 10
 """Steps that are tried on one batch; and where it counts how their pace changes, for more are planned."""
@@ -112,7 +112,8 @@ def diagnose(
     given = every[:_BATCHES]
     room = Room()
     profile, step = _measured(setup, _enough(given), room)
-    contract = read_contract(replace(setup, optimizer=None), given)  # which way it steps comes with the steps
+    known = _known(every, _BATCHES)
+    contract = read_contract(replace(setup, optimizer=None), known)  # which way it steps comes with the steps
     profile = replace(profile, contract=contract)
     fewer = [drawn(batch, _affordable(batch, step)) for batch in given]
     if fewer[0] is not given[0]:
@@ -213,9 +214,14 @@ def _enough(batches: Sequence[Batch]) -> list[Batch]:
 
 def look(setup: Setup, batches: Batch | Iterable[Batch]) -> Diagnosis:
     """A quicker diagnosis, without steps on a copy: it says nothing of the learning rate."""
-    given = as_batches(batches, limit=1)
-    profile = measure(setup, iter(given))
+    given = _known(as_batches(batches, limit=_TRAINED), 1)
+    profile = measure(setup, iter(given[:_BATCHES]))
     return _judge(replace(profile, contract=read_contract(setup, given)))
+
+
+def _known(batches: list[Batch], enough: int) -> list[Batch]:
+    """The batches that tell what fits what: of those with few rows all."""
+    return batches if rows_in(batches[0]) < _FEW else batches[:enough]
 
 
 def _judge(profile: Profile) -> Diagnosis:

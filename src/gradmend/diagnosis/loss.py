@@ -20,7 +20,8 @@ def unfit_loss(profile: Profile) -> Finding | None:
     """The loss is made for other targets, or for another output. The first that holds of:
 
     - it takes no notice of samples with one of two targets (a hinge with 0 and 1, half of a cross-entropy);
-    - it divides by targets of which some are zero, so that the others count nothing;
+    - it divides by targets at and around zero, so that others hardly count;
+    - it takes targets below zero for zero;
     - cross-entropy, a hinge or a count's likelihood, with targets that are no classes, no signs or no counts;
     - cross-entropy that asks the same of all classes, as one that multiplies by their numbers;
     - cross-entropy of classes over units that may all be 1 at once: nothing holds them down;
@@ -33,6 +34,7 @@ def unfit_loss(profile: Profile) -> Finding | None:
     judges = (
         _one_sided,
         _divided_by_zero,
+        _floored,
         _no_classes,
         _no_signs,
         _no_counts,
@@ -112,8 +114,15 @@ def _divided_by_zero(_: OutputReading, loss: LossReading, target: TargetReading)
     if not loss.divides:
         return None
     cure = "Take `nn.BCEWithLogitsLoss()` on the raw scores." if target.binary else "Take `nn.MSELoss()`."
-    text = "The loss divides by the targets, and some of them are 0: beside these all others count nothing."
+    text = "The loss divides by the targets: those at and around 0 count, and all others hardly."
     return Severity.ERROR, f"{text} {cure}"
+
+
+def _floored(_: OutputReading, loss: LossReading, target: TargetReading) -> _Judgement:
+    if not loss.floored:
+        return None
+    text = f"The loss takes all targets below 0 for 0, and these go down to {target.low:.3g}."
+    return Severity.ERROR, f"{text} {_AMOUNTS}"
 
 
 def _no_signs(_: OutputReading, loss: LossReading, target: TargetReading) -> _Judgement:

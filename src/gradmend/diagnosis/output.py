@@ -86,7 +86,7 @@ def softmax_over_one_unit(profile: Profile) -> Finding | None:
     """
     contract = profile.contract
     output, loss = (contract.output, contract.loss) if contract else (None, None)
-    if output is None or math.prod(output.shape) < 2:
+    if output is None or (len(output.shape) < 2 and math.prod(output.shape) < 2):
         return None
     constant = output.low == output.high == (0.0 if output.function == "log_softmax" else 1.0)
     of_loss = loss is not None and loss.family == "flat" and output.units == 1

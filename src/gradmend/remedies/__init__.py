@@ -27,13 +27,7 @@ from gradmend.remedies.normalization import (
     WeightNorm,
 )
 from gradmend.remedies.optimization import BatchSize, Epsilon, LearningRate, UseOptimizer, WeightDecay
-from gradmend.remedies.outputs import (
-    DropSquashing,
-    LastActivation,
-    OutputShape,
-    OutputUnits,
-    RescaleOutput,
-)
+from gradmend.remedies.outputs import DropSquashing, LastActivation, OutputShape, OutputUnits
 from gradmend.remedies.rates import DepthRates
 from gradmend.remedies.recurrent import (
     Chrono,
@@ -55,6 +49,7 @@ from gradmend.remedies.repairs import (
     Unfreeze,
 )
 from gradmend.remedies.residual import AddSkips, DenseConnections, ScaleBranches
+from gradmend.remedies.scales import RescaleOutput
 from gradmend.remedies.schedule import UseSchedule
 
 __all__ = [

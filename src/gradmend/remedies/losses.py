@@ -116,7 +116,8 @@ def _right_loss(ending: Ending) -> str | None:
 def _unfit_for_amounts(ending: Ending) -> bool:
     loss, counts = ending.loss, ending.target.low >= 0
     family = loss.family in ("cross entropy", "binary cross entropy", "hinge")
-    return family or loss.sign < 0 or loss.divides or (loss.family == "poisson" and not counts)
+    blind = loss.divides or loss.floored or (loss.family == "poisson" and not counts)
+    return family or loss.sign < 0 or blind
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ _LEAST, _FIRST, _MOST = -7, -2, 2
 _STEPS, _ENOUGH = 20, 0.1
 """Each rate is tried for so many steps; a smaller rate may miss this share of the best fall in loss."""
 
+_ROWS, _LONGEST = 16, 4
+"""Smaller batches than this take more steps to show a fall, but no more than so many times."""
+
 _ALONG, _ITERATIONS, _REACH = 0.999, 12, 1e-3
 """Cosine of steps that follow the gradient; power iterations; how far the gradient's differences reach."""
 
@@ -256,9 +259,11 @@ class BatchSize(Remedy):
 def _best_rate(setup: Setup, batches: Sequence[Batch]) -> float:
     """The smallest rate that brings nearly the best fall in a few steps: by decades, then between them."""
 
+    steps = _STEPS * max(1, min(_LONGEST, _ROWS // max(1, rows_in(batches[0]))))
+
     @cache
     def trial(rate: float) -> Trial:
-        return run_trial(with_options(setup.copy(), lr=rate), list(batches), Budget(steps=_STEPS))
+        return run_trial(with_options(setup.copy(), lr=rate), list(batches), Budget(steps=steps))
 
     decade = _lowest_decade(lambda k: trial(10.0**k).final_loss)
     near = (10.0**k for k in range(max(_LEAST, decade - 1), min(_MOST, decade + 1) + 1))

@@ -90,17 +90,20 @@ def evaluate(setup: Setup, batches: Iterable[Batch]) -> tuple[float, float | Non
     losses: list[Tensor] = []
     right: list[Tensor] = []
     rows: list[int] = []
+    judged = 0
     with modes_restored(setup.model), torch.no_grad():
         setup.model.eval()
         for batch in batches:
             losses.append(watched.loss(batch))
             rows.append(_rows(batch))
-            right += [count for count in [tally.take()[0]] if count is not None]
+            count, outputs = tally.take()
+            right += [] if count is None else [count]
+            judged += outputs  # of flattened sequences more than rows
     if not losses:
         raise DataError("There is no batch to evaluate on. Check the length of the test data.")
     weights = torch.tensor(rows, dtype=losses[0].dtype, device=losses[0].device)
     loss = (torch.stack(losses) * weights).sum() / weights.sum()
-    return loss.item(), torch.stack(right).sum().item() / sum(rows) if right else None
+    return loss.item(), torch.stack(right).sum().item() / judged if right else None
 
 
 @contextmanager
@@ -118,13 +121,15 @@ def judge(loss_fn: LossFn | None, output: Any, target: Any) -> Callable[[Tensor,
     """What counts as right for such outputs, a function of outputs and targets; None if nothing does."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.dim() == 0:
         return None
-    if target.dtype == torch.int64 and target.dim() == 1 and output.dim() == 2:
+    if target.dtype == torch.int64 and target.dim() == 1 and output.dim() == 2 and output.shape[1] > 1:
         # not argmax, which is ten times slower where classes do not lie side by side in memory
         return lambda outputs, targets: outputs.max(1).indices == targets
     threshold = _threshold(loss_fn)
-    if threshold is None or output.numel() != len(output):
+    if threshold is None or output.numel() != len(output) or target.numel() != len(output):
         return None
-    return lambda outputs, targets: (outputs > threshold) == (targets > 0.5)
+    if not bool(((target == 0) | (target == 1)).all()):  # of amounts none is right
+        return None
+    return lambda outputs, targets: (outputs > threshold).flatten() == (targets > 0.5).flatten()
 
 
 def _threshold(loss_fn: LossFn | None) -> float | None:
@@ -150,27 +155,50 @@ def fit(setup: Setup, batches: Iterable[Batch]) -> float | None:
     1 for one that is always right; -1 if a loss is no number. Of a squared error it is about R².
 
     Args:
-        batches: `(x, ..., y)`, at least one.
+        batches: `(x, ..., y)`, at least one. Of single rows each gets the targets of other batches.
 
     Returns:
-        None if targets cannot be exchanged: a batch is no such tuple, or has a single row.
+        None if targets cannot be exchanged: a batch is no such tuple, or there is a single row.
     """
-    pairs = [_own_and_others(setup, batch) for batch in batches]
+    pairs = [_own_and_others(setup, batch, others) for batch, others in _exchanged(list(batches))]
     if any(pair is None for pair in pairs):
         return None
     own, others = (math.fsum(column) for column in zip(*filter(None, pairs), strict=True))
     return lower(own, others)
 
 
-def _own_and_others(setup: Setup, batch: Batch) -> tuple[float, float] | None:
-    """The loss of a batch with its own targets, and the mean with those of the rows before, thrice."""
+def _exchanged(batches: list[Batch]) -> Iterator[tuple[Batch, list[Tensor]]]:
+    """Each batch, and its targets in other orders; of a single row, the targets of other batches."""
+    for place, batch in enumerate(batches):
+        target = _targets(batch)
+        rows = 0 if target is None else len(target)
+        if target is None or rows > 1:
+            yield batch, [] if target is None else [target.roll(shift, 0) for shift in _quarters(rows)]
+            continue
+        others = [batches[place - shift] for shift in _quarters(len(batches))]
+        given = [y for y in map(_targets, others) if y is not None and y.shape == target.shape]
+        yield batch, given
+
+
+def _quarters(count: int) -> list[int]:
+    """How far to move: a quarter of so many, half and three quarters, where that is something."""
+    return sorted({count // 4, count // 2, 3 * count // 4} - {0})
+
+
+def _targets(batch: Batch) -> Tensor | None:
+    """What the last member of a batch holds for each row."""
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[-1], Tensor):
         return None
-    *inputs, target = batch
+    target = batch[-1]
     plain = not target.is_nested and target.layout == torch.strided
-    rows = len(target) if plain and target.dim() else 0
-    shifts = sorted({rows // 4, rows // 2, 3 * rows // 4} - {0})
+    return target if plain and target.dim() and len(target) else None
+
+
+def _own_and_others(setup: Setup, batch: Batch, targets: list[Tensor]) -> tuple[float, float] | None:
+    """The loss of a batch with its own targets, and the mean with others."""
+    if not targets:
+        return None
     with torch.no_grad(), modes_restored(setup.model):
         setup.model.eval()
-        own, *others = (setup.loss((*inputs, target.roll(shift, 0))).item() for shift in (0, *shifts))
-    return (own, math.fsum(others) / len(others)) if others else None
+        own, *others = (setup.loss((*batch[:-1], y)).item() for y in (batch[-1], *targets))
+    return own, math.fsum(others) / len(others)

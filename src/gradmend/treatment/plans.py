@@ -31,6 +31,7 @@ ORDER = (
     "repairs",
     "outputs",
     "losses",
+    "scales",
     "recurrent",
     "activation",
     "normalization",
@@ -41,7 +42,8 @@ ORDER = (
     "rates",
     "schedule",
 )
-"""Weights are drawn for the structure that they belong to, and the optimizer is made for both."""
+"""The scale of the output goes with the loss. Weights are drawn for the structure that they belong to, and
+the optimizer is made for both."""
 
 _SEVERAL = frozenset(("repairs", "outputs", "losses", "optimization", "recurrent"))
 """Groups of which a plan may hold several remedies."""

@@ -28,7 +28,7 @@ from gradmend.remedies import (
 from gradmend.setup import Batch, Budget, Setup
 from gradmend.training import Run, Trial
 from gradmend.treatment.plans import Plan, cost, describe, fallbacks, joined
-from gradmend.treatment.structures import extensions, structures
+from gradmend.treatment.structures import extensions, in_order, structures
 
 _SPEEDS, _ENTRANTS = 3, 6
 """Ways to train a structure; entrants of the race."""
@@ -40,7 +40,7 @@ What has less than this share of what is enough by then will not get there.
 """
 
 _BEHIND = 0.5
-"""What scores less than this share of the best is out: at a rung, and of what only treats contradictions."""
+"""What scores less than this share of the best is out at a rung."""
 
 _ENOUGH, _NEARLY = 0.9, 0.85
 """What scores so well is good enough, whatever others do. Beyond the second no better rate is looked for."""
@@ -171,6 +171,9 @@ class Search:
         self.trial((), self.budget.steps)
         finalists = self.race(self.gather(before))
         better = sorted(filter(self.better, [*finalists, *self.tuned(finalists)]), key=self.rank)
+        if not better and self.firm and self.better(self.firm, self.patience):
+            self.best = self.firm
+            return
         for plan in better:
             self.best = plan
             for _ in range(_REDUCTIONS):
@@ -186,6 +189,8 @@ class Search:
     def lasting(self, plan: Plan) -> Plan:
         """The plan, or what trains nearly always, where that gets clearly further in the planned steps."""
         if not self.planned or self.patience <= self.budget.steps or plan == self.firm:
+            return plan
+        if self.score(plan, 2 * self.budget.steps, seed=1) >= _ENOUGH:
             return plan
         late = self.score(plan, self.patience)
         if late > 1 - _TOLERANCE or not self.firm or not self.cures(self.firm):
@@ -211,6 +216,7 @@ class Search:
             return []
         start = look(self.setup, self.seen)
         repairs, repaired = self.repairs(start, usable)
+        self.treatable -= repaired.causes & _CONTRADICTIONS  # what nothing cures keeps nothing from helping
         shapes = list(structures(repairs, repaired, usable, self.look)) or [repairs]
         speeds = list(self.speeds(causes - start.causes, usable))
         plans = [joined(structure, speed) for speed in speeds for structure in shapes][:_ENTRANTS]
@@ -227,14 +233,20 @@ class Search:
         return self.concrete(tailored)
 
     def repairs(self, start: Diagnosis, usable: Sequence[Remedy]) -> tuple[Plan, Diagnosis]:
-        """What resolves the contradictions, one after the other, and what one step shows then."""
+        """What resolves the contradictions, one after the other, and what one step shows then.
+
+        Also those that others hid, as a shape that does not fit hides what the loss wants.
+        """
         plan, diagnosis = cast(Plan, ()), start
+        treats = frozenset[Cause]().union(*(remedy.treats for remedy in usable))
         while wrong := diagnosis.causes & self.treatable & _CONTRADICTIONS:
-            looks = ((more, self.look(more)) for _, more in extensions(plan, wrong, usable))
+            new = (more for cause in in_order(wrong) for _, more in extensions(plan, cause, usable))
+            looks = ((more, self.look(more)) for more in new)
             good = ((more, found) for more, found in looks if found and not wrong <= found.causes)
             step = next(good, None)
             if step is None:
                 break
+            self.treatable |= (step[1].causes - start.causes) & treats
             plan, diagnosis = step
         return plan, diagnosis
 
@@ -285,11 +297,13 @@ class Search:
             scores = {plan: self.score(plan, steps) for plan in plans}
             best = max(scores.values(), default=0.0)
             better = sorted(plans, key=lambda plan: -scores[plan])[: max(2, math.ceil(len(plans) / 2))]
-            plans = [plan for plan in better if scores[plan] >= _share(_BEHIND, best)]
+            kept = [plan for plan in better if scores[plan] >= _share(_BEHIND, best)]
+            late = [self.firm] if best < _LEARNS and self.firm in plans else []  # nothing is decided yet
+            plans = list(dict.fromkeys([*kept, *late]))
         return list(plans)
 
     def tuned(self, plans: Sequence[Plan]) -> list[Plan]:
-        """The structures of the best plan and of the fallback, each with a learning rate found for it.
+        """The structure of the best plan and the fallback, each with a learning rate found for it.
 
         None where a plan is nearly good enough as it is; where none helps, a rate to blame is found alone.
         """
@@ -297,9 +311,8 @@ class Search:
         if any(self.score(plan) >= _NEARLY for plan in helping):
             return []
         alone: list[Plan] = [()] if self.treatable & LearningRate.treats else []
-        chosen = [*(helping[:1] or alone), *filter(None, [self.firm])]
-        shapes = [tuple(r for r in plan if not isinstance(r, UseOptimizer)) for plan in chosen]
-        rates = [joined(shape, (LearningRate(),)) for shape in shapes]
+        shapes = [tuple(r for r in p if not isinstance(r, UseOptimizer)) for p in helping[:1] or alone]
+        rates = [joined(shape, (LearningRate(),)) for shape in (*shapes, *filter(None, [self.firm]))]
         return [plan for plan in dict.fromkeys(rates) if plan not in plans]
 
     def better(self, plan: Plan, steps: int | None = None, seed: int = 0) -> bool:
@@ -333,7 +346,7 @@ class Search:
         own, highest = self.score(()), self.highest()
         best = min(_ENOUGH, highest - _TOLERANCE * (highest - own))
         if self.treatable and self.treatable <= _CONTRADICTIONS:
-            return min(best, max(_share(_BEHIND, highest), own - _COST_OF_CURE))
+            return min(best, max(_share(_ENOUGH, highest), own - _COST_OF_CURE))
         return best
 
     def highest(self) -> float:

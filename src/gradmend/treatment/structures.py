@@ -62,11 +62,11 @@ def structures(base: Plan, start: Diagnosis, usable: Sequence[Remedy], look: Loo
         yield cured
 
 
-def extensions(plan: Plan, left: frozenset[Cause], usable: Sequence[Remedy]) -> list[tuple[Remedy, Plan]]:
-    """One more remedy that treats what is found first, of a kind not used yet, and the plan with it."""
+def extensions(plan: Plan, cause: Cause, usable: Sequence[Remedy]) -> list[tuple[Remedy, Plan]]:
+    """One more remedy that treats a cause, of a kind not used yet, and the plan with it."""
     if len(plan) == _TOGETHER:
         return []
-    used, cause = {kind(remedy) for remedy in plan}, _first(left)
+    used = {kind(remedy) for remedy in plan}
     return [(r, joined(plan, (r,))) for r in usable if cause in r.treats and kind(r) not in used]
 
 
@@ -101,7 +101,7 @@ class _Best:
 
     def extend(self, plan: Plan, left: frozenset[Cause]) -> None:
         """Let all that may treat what is left wait."""
-        for remedy, more in extensions(plan, left, self.usable):
+        for remedy, more in extensions(plan, in_order(left)[0], self.usable):
             if more not in self.known:
                 self.known.add(more)
                 self.push(more, _Extension(more, plan, remedy, left), cost(more))
@@ -113,7 +113,7 @@ class _Best:
         self.looks += 1
         if found := self.look(new.plan):
             left = found.causes & self.treatable
-            self.vain[new.family] += _first(new.left) in left
+            self.vain[new.family] += in_order(new.left)[0] in left
             self.push(new.plan, left, cost(new.plan) + max(0, len(left) - len(new.left)))
 
 
@@ -121,6 +121,6 @@ def _kinds(plan: Plan) -> frozenset[str]:
     return frozenset(map(kind, plan))
 
 
-def _first(causes: frozenset[Cause]) -> Cause:
-    """The one that comes first in the order of all."""
-    return next(cause for cause in Cause if cause in causes)
+def in_order(causes: frozenset[Cause]) -> list[Cause]:
+    """As they come in the order of all: what others follow from first."""
+    return [cause for cause in Cause if cause in causes]
