@@ -12,6 +12,7 @@ from gradmend.remedies import (
     FitLoss,
     He,
     LastActivation,
+    LearningRate,
     LessDropout,
     Remedy,
     RescaleOutput,
@@ -20,6 +21,7 @@ from gradmend.remedies import (
     SwapActivation,
     Tailor,
     UseOptimizer,
+    WeightDecay,
 )
 from gradmend.setup import Setup
 
@@ -56,6 +58,8 @@ _USUAL: Plan = (
     LessDropout(),
     BendLayers(),
     UseOptimizer("Adam"),
+    LearningRate(0.001),
+    WeightDecay(0.0),
 )
 """As textbooks set a network (Goodfellow, Bengio, Courville, Deep Learning, 2016, chapters 6 to 8)."""
 

@@ -312,7 +312,8 @@ class Search:
             return []
         alone: list[Plan] = [()] if self.treatable & LearningRate.treats else []
         shapes = [tuple(r for r in p if not isinstance(r, UseOptimizer)) for p in helping[:1] or alone]
-        rates = [joined(shape, (LearningRate(),)) for shape in (*shapes, *filter(None, [self.firm]))]
+        shapes += [tuple(r for r in p if not isinstance(r, LearningRate)) for p in [self.firm] if p]
+        rates = [joined(shape, (LearningRate(),)) for shape in shapes]
         return [plan for plan in dict.fromkeys(rates) if plan not in plans]
 
     def better(self, plan: Plan, steps: int | None = None, seed: int = 0) -> bool:
