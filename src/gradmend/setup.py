@@ -107,6 +107,17 @@ class Setup:
         output = _forward(self.model, inputs)
         return _scalar(_compare(self.loss_fn, output, target))
 
+    def losses(self, batch: Batch, targets: Sequence[Any]) -> list[Tensor]:
+        """The losses of a batch `(x, ..., y)` with other targets in the place of its own.
+
+        The model runs once where its output is a tensor that a loss function compares, else for each.
+        """
+        if self.step is None and self.loss_fn is not None:
+            output = _forward(self.model, split(batch)[0])
+            if isinstance(output, Tensor):
+                return [_scalar(_compare(self.loss_fn, output.clone(), target)) for target in targets]
+        return [self.loss((*batch[:-1], target)) for target in targets]
+
     def copy(self) -> Setup:
         """An independent setup: parameters, optimizer groups and optimizer state stay paired.
 

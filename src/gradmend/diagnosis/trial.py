@@ -256,12 +256,14 @@ def _told_apart(setup: Setup, batch: Batch) -> float:
     return lower(own, fmean(others))
 
 
+@torch.no_grad()
 def _own_and_others(setup: Setup, batch: Batch, count: int) -> tuple[float, list[float]]:
     """The loss of a batch with its own targets, and with those of other rows in so many ways."""
-    *inputs, target = batch
-    rows = len(target)
+    rows = len(batch[-1])
     shifts = {rows * k // (count + 1) for k in range(1, count + 1)} - {0} or {1}
-    own, *others = (_loss(setup, (*inputs, target.roll(shift, 0))) for shift in (0, *sorted(shifts)))
+    seed_noise(0)
+    targets = [batch[-1].roll(shift, 0) for shift in (0, *sorted(shifts))]
+    own, *others = (loss.item() for loss in setup.losses(untouched(batch), targets))
     return own, others
 
 

@@ -200,5 +200,5 @@ def _own_and_others(setup: Setup, batch: Batch, targets: list[Tensor]) -> tuple[
         return None
     with torch.no_grad(), modes_restored(setup.model):
         setup.model.eval()
-        own, *others = (setup.loss((*batch[:-1], y)).item() for y in (batch[-1], *targets))
+        own, *others = (loss.item() for loss in setup.losses(batch, (batch[-1], *targets)))
     return own, math.fsum(others) / len(others)
