@@ -22,7 +22,7 @@ from gradmend.setup import Batch
 from gradmend.training.evaluation import evaluate
 from gradmend.training.loop import Stepper, seeded
 
-NETWORKS, STEPS, TRIAL, ROWS, WIDTH, GOOD, SOUND = 40, 300, 100, 64, 64, 0.9, 0.95
+NETWORKS, STEPS, TRIAL, ROWS, WIDTH, GOOD, SOUND = 40, 300, 75, 64, 64, 0.9, 0.95
 
 FIRST = 200
 """The first seed: thresholds of `mend` were chosen by networks of smaller ones."""

@@ -324,8 +324,8 @@ def soft_cosh(z: Tensor, y: Tensor) -> Tensor:
 @pytest.mark.parametrize("squeezed", [False, True])
 def test_a_fault_that_hides_another_is_mended_with_it(rows: int, squeezed: bool) -> None:
     """A softmax over one unit, and outputs beside a row of targets; or one row at a time."""
-    x, y = blobs(512)
-    target = x[:, :1] - x[:, 1:2] if not squeezed else x[:, 0] - x[:, 1]
+    x, _ = blobs(512)
+    target = x[:, 0] - x[:, 1] if squeezed else x[:, :1] - x[:, 1:2]
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1), nn.Softmax(-1))
     setup = Setup(model, soft_cosh, partial(torch.optim.SGD, lr=0.05))

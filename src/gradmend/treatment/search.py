@@ -190,7 +190,7 @@ class Search:
         """The plan, or what trains nearly always, where that gets clearly further in the planned steps."""
         if not self.planned or self.patience <= self.budget.steps or plan == self.firm:
             return plan
-        if self.again(plan, _ENOUGH):
+        if self.score(plan, 2 * self.budget.steps, seed=1) >= _ENOUGH:
             return plan
         late = self.score(plan, self.patience)
         if late > 1 - _TOLERANCE or not self.firm or not self.cures(self.firm):
@@ -386,13 +386,9 @@ class Search:
         return self._concrete[plan]
 
     def confirmed(self, plan: Plan) -> bool:
-        """Whether a plan is as good once more."""
+        """Whether a plan stays as good for twice as many steps, in another order and with other numbers."""
         share = 1.0 if self.score(plan) >= self.bound() else _RUNGS[1]  # what is slower arrives later
-        return self.again(plan, _share(share, self.bound()))
-
-    def again(self, plan: Plan, least: float) -> bool:
-        """Whether a plan scores so well in another order and with other numbers, or in twice the steps."""
-        return any(self.score(plan, more * self.budget.steps, seed=1) >= least for more in (1, 2))
+        return self.score(plan, 2 * self.budget.steps, seed=1) >= _share(share, self.bound())
 
     def score(self, plan: Plan, steps: int | None = None, seed: int = 0) -> float:
         """How well held-back samples fit after a trial: -1 to 1; without targets, how far the loss fell."""
