@@ -23,13 +23,13 @@ from gradmend.anatomy import Site
 from gradmend.contract.facts import read_columns, read_output, read_target, shortfall
 from gradmend.contract.learnable import read_learnable
 from gradmend.contract.nature import (
-    Compare,
     answers_alike,
     classes_told_apart,
     pairs_samples,
     read_loss,
     weighs_more,
 )
+from gradmend.contract.slopes import Compare
 from gradmend.errors import GradmendError
 from gradmend.harmless import undisturbed, untouched
 from gradmend.kinds import identify

@@ -21,20 +21,24 @@ of the slope on both sides of the target; hinges by a slope that is constant and
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from gradmend.contract.slopes import (
+    TOLERANCE,
+    Compare,
+    draw,
+    follows,
+    miss_of,
+    sign_of,
+    slopes_at,
+    steady_sign,
+    value_at,
+)
 from gradmend.readings import LossReading
-
-Compare: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-
-_TOLERANCE = 1e-2
-"""Of a law, relative: the constants that are added before logarithms (1e-7 to 1e-3) change slopes by less."""
 
 _STRATA = ((-4.0, -1.2), (-1.0, 0.0), (0.0, 1.0), (1.2, 4.0))
 """Between which raw scores are drawn: beyond both ends of a hinge, and far enough to bend a sigmoid."""
@@ -76,15 +80,15 @@ def read_loss(compare: Compare, shape: tuple[int, ...], target: Tensor) -> LossR
         >>> found.family, found.wants, found.axis
         ('cross entropy', 'logits', 1)
     """
-    near = 0.1 + 0.8 * _random((4, *shape))
-    slopes = _slopes(compare, near, target)
+    near = 0.1 + 0.8 * draw((4, *shape))
+    slopes = slopes_at(compare, near, target)
     if slopes is None:
         return None
     axes = _axes(shape, target)
     if found := _on_probabilities(near, slopes, axes, target):
         return replace(found, ignored=_ignored(slopes))
-    wide = torch.stack([a + (b - a) * _random(shape, i) for i, (a, b) in enumerate(_STRATA)])
-    others = _slopes(compare, wide, target)
+    wide = torch.stack([a + (b - a) * draw(shape, i) for i, (a, b) in enumerate(_STRATA)])
+    others = slopes_at(compare, wide, target)
     if others is None:
         return None
     points, slopes = torch.cat([near, wide]), torch.cat([slopes, others])
@@ -112,7 +116,7 @@ def pairs_samples(compare: Compare, shape: tuple[int, ...], target: Tensor) -> b
     moved = target.roll(1, 0) if target.dim() else target
     if torch.equal(moved, target) or not shape:
         return None
-    near, aligned = _random((2, *shape)), _aligned(target, shape)
+    near, aligned = draw((2, *shape)), _aligned(target, shape)
     around = [] if aligned is None else [aligned + (2 * near - 1) * _spread(aligned)]
     found = [_pairs(compare, points, target, moved) for points in (near, *around)]
     return True if True in found else found[0]
@@ -133,10 +137,10 @@ def answers_alike(compare: Compare, shape: tuple[int, ...], target: Tensor) -> b
     half = shape[0] // 2 if shape else 0
     if not half or not target.is_floating_point() or pairs_samples(compare, shape, target) is not False:
         return False
-    points = _random((2, *shape))
+    points = draw((2, *shape))
     points[1, :half] = points[0, :half]
-    slopes = _slopes(compare, points, target)
-    others = _slopes(compare, points, target.flip(0) + 1)
+    slopes = slopes_at(compare, points, target)
+    others = slopes_at(compare, points, target.flip(0) + 1)
     if slopes is None or others is None:
         return False
     apart = torch.allclose(slopes[0, :half], slopes[1, :half], rtol=1e-4)
@@ -155,10 +159,10 @@ def classes_told_apart(
         >>> classes_told_apart(above, (4,), torch.tensor([0, 1, 2, 3]), [0.0, 1.0, 2.0, 3.0])
         2
     """
-    points = 0.1 + 0.8 * _random((1, *shape))
+    points = 0.1 + 0.8 * draw((1, *shape))
     found: list[Tensor] = []
     for value in classes:
-        slopes = _slopes(compare, points, torch.full_like(target, value))
+        slopes = slopes_at(compare, points, torch.full_like(target, value))
         if slopes is None:
             continue
         slopes = slopes / slopes.abs().max().clamp_min(1e-300)
@@ -183,7 +187,7 @@ def weighs_more(compare: Compare, z: Tensor, target: Tensor, first: Tensor, seco
     half = min(len(target), len(z)) // 2
     if not half:
         return False
-    slopes = _slopes(compare, z[None, : 2 * half], torch.stack([first] * half + [second] * half))
+    slopes = slopes_at(compare, z[None, : 2 * half], torch.stack([first] * half + [second] * half))
     if slopes is None:
         return False
     sizes = slopes[0].abs()
@@ -191,54 +195,11 @@ def weighs_more(compare: Compare, z: Tensor, target: Tensor, first: Tensor, seco
 
 
 def _pairs(compare: Compare, points: Tensor, target: Tensor, moved: Tensor) -> bool | None:
-    values = [_value(compare, points[i], t) for i, t in ((0, target), (1, target), (0, moved))]
+    values = [value_at(compare, points[i], t) for i, t in ((0, target), (1, target), (0, moved))]
     first, other, swapped = (math.nan if value is None else value for value in values)
     if first == other or math.isnan(first + other + swapped):
         return None
     return abs(first - swapped) > 1e-5 * abs(first - other) + 1e-12 * abs(first)
-
-
-def _slopes(compare: Compare, points: Tensor, target: Tensor) -> Tensor | None:
-    """The slope of the loss at each of the points, in float64 if it takes that; None if it refuses them."""
-    for dtype in (torch.float64, torch.float32):
-        found = [_slope(compare, point.to(dtype), _as(target, dtype)) for point in points]
-        if all(slope is not None for slope in found):
-            slopes = torch.stack([slope for slope in found if slope is not None]).double()
-            return slopes if slopes.isfinite().any() else None
-    return None
-
-
-def _slope(compare: Compare, point: Tensor, target: Tensor) -> Tensor | None:
-    point = point.clone().requires_grad_()
-    with _quiet():
-        try:
-            loss = compare(point, target)
-            if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-                return None
-            (slope,) = torch.autograd.grad(loss.reshape(()), point, allow_unused=True)
-        except Exception:  # a user's function may refuse made-up outputs in any way that it likes
-            return None
-    return slope.detach() if slope is not None else None
-
-
-def _value(compare: Compare, point: Tensor, target: Tensor) -> float | None:
-    for dtype in (torch.float64, torch.float32):
-        with _quiet():
-            try:
-                value = float(compare(point.to(dtype), _as(target, dtype)))
-            except Exception:
-                continue
-        return value
-    return None
-
-
-def _quiet() -> warnings.catch_warnings[None]:
-    torch.default_generator.manual_seed(0)  # a loss may draw
-    return warnings.catch_warnings(action="ignore")
-
-
-def _as(target: Tensor, dtype: torch.dtype) -> Tensor:
-    return target.to(dtype) if target.is_floating_point() else target.clone()
 
 
 def _axes(shape: tuple[int, ...], target: Tensor) -> list[int]:
@@ -256,19 +217,19 @@ def _axes(shape: tuple[int, ...], target: Tensor) -> list[int]:
 
 def _on_probabilities(z: Tensor, slopes: Tensor, axes: list[int], target: Tensor) -> LossReading | None:
     """The law that fits best: with large targets, one of them comes near another."""
-    laws = [(_law(z * (1 - z) * slopes, z), LossReading("binary cross entropy", "probabilities"))]
-    laws += [(_law(z * slopes, z), LossReading("poisson", "values"))]
+    laws = [(miss_of(z * (1 - z) * slopes, z), LossReading("binary cross entropy", "probabilities"))]
+    laws += [(miss_of(z * slopes, z), LossReading("poisson", "values"))]
     for axis in axes:
         shares = z / z.sum(axis + 1, keepdim=True)
         found = LossReading("cross entropy", "probabilities", axis, normalizes=True)
-        laws += [(_law(z * slopes, shares), found)] if z.shape[axis + 1] > 1 else []
+        laws += [(miss_of(z * slopes, shares), found)] if z.shape[axis + 1] > 1 else []
     (miss, sign), best = min(laws, key=lambda law: law[0][0])
-    steady = 0 if _steady(slopes) else _steady(z * slopes)
+    steady = 0 if steady_sign(slopes) else steady_sign(z * slopes)
     if steady and not bool((slopes == 0).any()) and bool((target == target.flatten()[0]).all()):
         return LossReading(None, "probabilities", sign=-steady)  # both fit if all targets are 1
     if steady:
         return LossReading("cross entropy", "probabilities", axes[0] if axes else None, sign=-steady)
-    if miss > _TOLERANCE or (best.family == "poisson" and not _counts(z, slopes, target)):
+    if miss > TOLERANCE or (best.family == "poisson" and not _counts(z, slopes, target)):
         return None
     return replace(best, sign=sign)
 
@@ -276,20 +237,20 @@ def _on_probabilities(z: Tensor, slopes: Tensor, axes: list[int], target: Tensor
 def _counts(z: Tensor, slopes: Tensor, target: Tensor) -> bool:
     """Whether the slope is `1 - target / output`, up to a factor: then the loss regards targets as counts."""
     aligned = _aligned(target, tuple(z.shape[1:]))
-    return aligned is not None and _steady(slopes / (1 - aligned / z)) == 1
+    return aligned is not None and steady_sign(slopes / (1 - aligned / z)) == 1
 
 
 def _on_logits(z: Tensor, slopes: Tensor, axes: list[int]) -> LossReading | None:
     for axis in [axis for axis in (*axes, 0) if z.shape[axis + 1] > 1]:
-        if sign := _follows(slopes, z.softmax(axis + 1)):
+        if sign := follows(slopes, z.softmax(axis + 1)):
             return LossReading("cross entropy", "logits", axis, sign=sign)
-    if sign := _follows(slopes, z.sigmoid()):
+    if sign := follows(slopes, z.sigmoid()):
         steep = slopes.abs()
         endless = bool((steep.amin(0) >= 0.5 * steep.amax(0)).any())  # as 1 + sigmoid, of a target of -1
         return LossReading("binary cross entropy", "logits", sign=sign, endless=endless)
-    if sign := _follows(slopes, z):
+    if sign := follows(slopes, z):
         return LossReading("squared", "values", sign=sign)
-    if sign := _follows(slopes, z.exp()):
+    if sign := follows(slopes, z.exp()):
         return LossReading("poisson", "logits", sign=sign)
     return None
 
@@ -299,14 +260,14 @@ def _on_values(compare: Compare, shape: tuple[int, ...], target: Tensor) -> Loss
     aligned = _aligned(target, shape)
     if aligned is None or (target.numel() < aligned.numel() and not _units_alike(compare, shape, target)):
         return None
-    apart = _spread(aligned) * _AROUND.reshape(-1, *[1] * len(shape)) * (0.5 + _random((4, *shape)))
-    slopes = _slopes(compare, aligned + apart, target)
+    apart = _spread(aligned) * _AROUND.reshape(-1, *[1] * len(shape)) * (0.5 + draw((4, *shape)))
+    slopes = slopes_at(compare, aligned + apart, target)
     if slopes is None:
         return None
-    sign = _sign((slopes * apart)[_sloped(aligned + apart, slopes)])
+    sign = sign_of((slopes * apart)[_sloped(aligned + apart, slopes)])
     if not sign:
         return None
-    family = "squared" if _follows(slopes, apart) else "absolute" if _steady(slopes.abs()) else None
+    family = "squared" if follows(slopes, apart) else "absolute" if steady_sign(slopes.abs()) else None
     steep = (slopes / apart if family == "squared" else slopes).abs().amax(0)
     divides = _divides(steep, aligned)
     return LossReading(family, "values", sign=sign, divides=divides, floored=_floored(compare, shape, target))
@@ -331,22 +292,22 @@ def _divides(steep: Tensor, target: Tensor) -> bool:
 
 def _even(sizes: Tensor) -> bool:
     """Whether there are any, and all are the same."""
-    return bool(len(sizes)) and bool(sizes.amax() - sizes.amin() <= _TOLERANCE * sizes.amax())
+    return bool(len(sizes)) and bool(sizes.amax() - sizes.amin() <= TOLERANCE * sizes.amax())
 
 
 def _floored(compare: Compare, shape: tuple[int, ...], target: Tensor) -> bool:
     """Whether it takes targets below zero for zero, as those do that take logarithms of one and more."""
     if not bool((target < 0).any() and (target > 0).any()):
         return False
-    points = 2 * _random(shape) - 1
-    found = [_value(compare, points, y) for y in (target, target.clamp_min(0), target.abs())]
+    points = 2 * draw(shape) - 1
+    found = [value_at(compare, points, y) for y in (target, target.clamp_min(0), target.abs())]
     first, floored, other = (math.nan if value is None else value for value in found)
     return abs(first - floored) <= 1e-6 * abs(first) < abs(first - other)
 
 
 def _straight(slopes: Tensor, axes: list[int], target: Tensor) -> LossReading | None:
     """Linear in the output, with the probability of the class as the factor: it takes logarithms of these."""
-    sign = _steady(slopes)
+    sign = steady_sign(slopes)
     for axis in axes if sign else ():
         given = _memberships(target, tuple(slopes.shape[1:]), axis)
         if given is not None and bool(((given == 0) == (slopes[0] == 0)).all()):
@@ -373,7 +334,7 @@ def _hinge(z: Tensor, slopes: Tensor) -> LossReading | None:
     order = z.argsort(0)
     slopes = slopes.gather(0, order)
     on, size = slopes != 0, slopes.abs().amax(0)
-    flat = ((slopes.abs() - size).abs() <= _TOLERANCE * size) | ~on
+    flat = ((slopes.abs() - size).abs() <= TOLERANCE * size) | ~on
     rising, falling = ~on[:-1] | on[1:], on[:-1] | ~on[1:]
     up, down = (slopes >= 0).all(0) & rising.all(0), (slopes <= 0).all(0) & falling.all(0)
     active = on.any(0)
@@ -396,48 +357,13 @@ def _units_alike(compare: Compare, shape: tuple[int, ...], target: Tensor) -> bo
     """Whether several units are compared with one target per sample: each by itself, and all in one way."""
     if len(shape) != 2 or shape[1] < 2 or target.numel() != shape[0]:
         return False
-    z = _random((2, *shape))
+    z = draw((2, *shape))
     mixed = torch.cat([z[0, :, :1], z[1, :, 1:]], 1)
-    slopes = _slopes(compare, torch.stack([*z, mixed, z[0].roll(1, 1)]), target)
-    if slopes is None or _steady(slopes):
+    slopes = slopes_at(compare, torch.stack([*z, mixed, z[0].roll(1, 1)]), target)
+    if slopes is None or steady_sign(slopes):
         return False
     apart = torch.cat([slopes[0, :, :1], slopes[1, :, 1:]], 1)
     return torch.allclose(slopes[2], apart) and torch.allclose(slopes[3], slopes[0].roll(1, 1))
-
-
-def _follows(slopes: Tensor, law: Tensor) -> int:
-    """1 if the slopes are a positive multiple of the law plus a constant, at each output; -1 if negative."""
-    miss, sign = _law(slopes, law)
-    return sign if miss <= _TOLERANCE else 0
-
-
-def _law(slopes: Tensor, law: Tensor) -> tuple[float, int]:
-    """How far slopes are from a multiple of the law plus a constant, at worst; and the multiple's sign."""
-    active = (slopes != 0).any(0) & slopes.isfinite().all(0)
-    apart, given = slopes - slopes.mean(0), law - law.mean(0)
-    weight = (apart * given).sum(0) / given.square().sum(0).clamp_min(1e-300)
-    size = weight.abs() * given.abs().amax(0)
-    miss = ((apart - weight * given).abs().amax(0) / size)[active]
-    sign = _sign(weight[active])
-    if not _most(active, slopes) or not sign or not miss.isfinite().all():
-        return math.inf, 0
-    return float(miss.max()), sign
-
-
-def _steady(slopes: Tensor) -> int:
-    """1 if the slopes are the same at all points, for each output, and not negative; -1 if not positive."""
-    active = (slopes != 0).any(0) & slopes.isfinite().all(0)
-    fits = slopes.amax(0) - slopes.amin(0) <= _TOLERANCE * slopes.abs().amax(0)
-    return _sign(slopes[0][active]) if _most(active, slopes) and bool(fits[active].all()) else 0
-
-
-def _most(active: Tensor, slopes: Tensor) -> bool:
-    """Whether there is something to judge by: some slopes, most of them numbers."""
-    return bool(active.any()) and bool(slopes.isfinite().double().mean() > 0.5)
-
-
-def _sign(values: Tensor) -> int:
-    return int(bool((values > 0).all())) - int(bool((values < 0).all()))
 
 
 def _aligned(target: Tensor, shape: tuple[int, ...]) -> Tensor | None:
@@ -453,11 +379,6 @@ def _aligned(target: Tensor, shape: tuple[int, ...]) -> Tensor | None:
 
 def _spread(values: Tensor) -> float:
     return (float(values.std()) if values.numel() > 1 else 0.0) or float(values.abs().max()) or 1.0
-
-
-def _random(shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """Numbers from 0 to 1, always the same."""
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def _ignored(slopes: Tensor) -> float:
