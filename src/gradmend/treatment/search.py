@@ -40,7 +40,8 @@ What has less than this share of what is enough by then will not get there.
 """
 
 _BEHIND = 0.5
-"""What scores less than this share of the best is out at a rung."""
+"""What scores less than this share of the best is out: at a rung, and if nobody told how many steps are
+planned, of what only treats contradictions."""
 
 _ENOUGH, _NEARLY = 0.9, 0.85
 """What scores so well is good enough, whatever others do. Beyond the second no better rate is looked for."""
@@ -238,7 +239,7 @@ class Search:
         Also those that others hid, as a shape that does not fit hides what the loss wants.
         """
         plan, diagnosis = cast(Plan, ()), start
-        treats = frozenset[Cause]().union(*(remedy.treats for remedy in usable))
+        treats = _CONTRADICTIONS & frozenset[Cause]().union(*(remedy.treats for remedy in usable))
         while wrong := diagnosis.causes & self.treatable & _CONTRADICTIONS:
             new = (more for cause in in_order(wrong) for _, more in extensions(plan, cause, usable))
             looks = ((more, self.look(more)) for more in new)
@@ -347,7 +348,8 @@ class Search:
         own, highest = self.score(()), self.highest()
         best = min(_ENOUGH, highest - _TOLERANCE * (highest - own))
         if self.treatable and self.treatable <= _CONTRADICTIONS:
-            return min(best, max(_share(_ENOUGH, highest), own - _COST_OF_CURE))
+            share = _ENOUGH if self.planned else _BEHIND  # nobody knows how long it will train
+            return min(best, max(_share(share, highest), own - _COST_OF_CURE))
         return best
 
     def highest(self) -> float:
