@@ -171,13 +171,13 @@ def _exchanged(batches: list[Batch]) -> Iterator[tuple[Batch, list[Tensor]]]:
     """Each batch, and its targets in other orders; of a single row, the targets of other batches."""
     for place, batch in enumerate(batches):
         target = _targets(batch)
-        rows = 0 if target is None else len(target)
-        if target is None or rows > 1:
-            yield batch, [] if target is None else [target.roll(shift, 0) for shift in _quarters(rows)]
-            continue
-        others = [batches[place - shift] for shift in _quarters(len(batches))]
-        given = [y for y in map(_targets, others) if y is not None and y.shape == target.shape]
-        yield batch, given
+        if target is None:
+            yield batch, []
+        elif len(target) > 1:
+            yield batch, [target.roll(shift, 0) for shift in _quarters(len(target))]
+        else:
+            others = (_targets(batches[place - shift]) for shift in _quarters(len(batches)))
+            yield batch, [other for other in others if other is not None and other.shape == target.shape]
 
 
 def _quarters(count: int) -> list[int]:

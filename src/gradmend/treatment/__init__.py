@@ -20,6 +20,7 @@ from gradmend.terminal import GREEN, RED, one_line
 from gradmend.training import Trial, best_threads
 from gradmend.treatment.plans import UNTREATED
 from gradmend.treatment.search import Search, diagnosed
+from gradmend.treatment.workbench import Workbench
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -187,13 +188,13 @@ def mend(
         return Treatment(setup, (), before, before, ())
     setup.build_optimizer()  # without one there is nothing to try
     with best_threads(setup, given[:1]):
-        search = Search(setup, given, budget, say, steps)
+        search = Search(Workbench(setup, given, budget, say), steps)
         if before.healthy and search.learns():
             return Treatment(setup, (), before, before, ())
         changes = search.run(before)
         mended = changes[-1].setup if changes else setup
         after = search.diagnosis(search.best) if changes else before
-    return Treatment(mended, changes, before, after, tuple(dict.fromkeys(search.trials.values())))
+    return Treatment(mended, changes, before, after, tuple(dict.fromkeys(search.bench.trials.values())))
 
 
 _MOST_BATCHES = 1000

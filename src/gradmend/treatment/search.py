@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import random
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from time import perf_counter
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 from gradmend.anatomy import Anatomy
 from gradmend.causes import Cause
 from gradmend.diagnosis import Diagnosis, diagnose, look, with_reach
-from gradmend.diagnosis.reach import MOST_SECONDS, judged
-from gradmend.errors import GradmendError, NoEffectWarning
-from gradmend.readout import lower
+from gradmend.diagnosis.reach import MOST_SECONDS
 from gradmend.remedies import (
     REMEDIES,
     Change,
@@ -26,9 +21,9 @@ from gradmend.remedies import (
     anatomy_of,
 )
 from gradmend.setup import Batch, Budget, Setup
-from gradmend.training import Run, Trial
 from gradmend.treatment.plans import Plan, cost, describe, fallbacks, joined
 from gradmend.treatment.structures import extensions, in_order, structures
+from gradmend.treatment.workbench import TimeIsUp, Workbench
 
 _SPEEDS, _ENTRANTS = 3, 6
 """Ways to train a structure; entrants of the race."""
@@ -54,9 +49,6 @@ _REDUCTIONS = 3
 
 _OF_THE_TIME = 0.2
 """So much of the time the trainings of one diagnosis may take."""
-
-_KEPT = 8
-"""So many changed copies of the setup are kept for further trials."""
 
 _LEARNS, _LEARNS_WELL = 0.3, 0.8
 """A setup without errors that scores so well is left alone; the second after all steps that are planned."""
@@ -98,65 +90,43 @@ def diagnosed(setup: Setup, batches: Sequence[Batch], budget: Budget, planned: i
     return with_reach(setup, batches, soon, seconds) if soon.healthy else soon
 
 
-class TimeIsUp(Exception):
-    """The budget of the whole search is spent."""
-
-
 class Search:
     """One run of `mend`: what it works on, what it has tried, and the best so far.
 
     Args:
-        setup: stays as it is.
-        batches: the last fifth is held back from the trials, where there are five or more.
-        budget: of each trial in steps, of the whole in seconds and trials.
-        say: is told what is being done.
+        bench: where plans are tried.
         planned: how many optimizer steps are planned, if that is known.
     """
 
-    def __init__(
-        self,
-        setup: Setup,
-        batches: Sequence[Batch],
-        budget: Budget,
-        say: Callable[[str], None],
-        planned: int | None = None,
-    ) -> None:
-        self.setup = setup
-        self.given = batches
-        self.planned = planned
+    def __init__(self, bench: Workbench, planned: int | None = None) -> None:
+        self.bench, self.planned = bench, planned
+        budget = bench.budget
+        self.steps = budget.steps
         self.patience = min(planned or sys.maxsize, min(_PATIENCE, budget.trials) * budget.steps)
-        self.seen = list(batches[: max(1, len(batches) - len(batches) // 5)])
-        self.held = list(batches[len(self.seen) :]) or self.seen
-        self.budget = budget
-        self.say = say
-        self.until = perf_counter() + budget.seconds
-        self.trials: dict[tuple[Plan, int, int], Trial] = {}
         self.best: Plan = ()
         self.firm: Plan = ()
         self.treatable = frozenset[Cause]()
-        self._found: dict[Plan, Remedy] = {}
         self._cured: dict[Plan, bool] = {}
         self._refuted = set[Plan]()
         self._diagnosed: dict[Plan, Diagnosis] = {}
-        self._applied: dict[Plan, tuple[Change, ...]] = {}
-        self._concrete: dict[Plan, Plan] = {}
-        self._runs: dict[tuple[Plan, int], Run] = {}
 
     def learns(self) -> bool:
         """Whether the setup learns as it is, in the steps that are planned, if the budget allows so many."""
         enough = _LEARNS_WELL if self.planned else _LEARNS
         try:
-            soon = self.score((), min(self.budget.steps, self.patience))
-            return soon >= enough or (soon >= _BEGUN * enough and self.score((), self.patience) >= enough)
+            soon = self.bench.score((), min(self.steps, self.patience))
+            if _BEGUN * enough <= soon < enough:
+                return self.bench.score((), self.patience) >= enough
+            return soon >= enough
         except TimeIsUp:  # nothing has shown that it does not
             return True
 
     def diagnosis(self, plan: Plan) -> Diagnosis:
         """Of the setup after a plan; how far it gets, its trials have shown."""
         if plan not in self._diagnosed:
-            self.say(f"measuring after {describe(plan)}")
-            mended = self.apply(plan)[-1].setup
-            self._diagnosed[plan] = diagnose(mended, self.given, steps=self.planned, seconds=0.0)
+            self.bench.say(f"measuring after {describe(plan)}")
+            mended = self.bench.apply(plan)[-1].setup
+            self._diagnosed[plan] = diagnose(mended, self.bench.given, steps=self.planned, seconds=0.0)
         return self._diagnosed[plan]
 
     def run(self, before: Diagnosis) -> tuple[Change, ...]:
@@ -164,43 +134,48 @@ class Search:
         try:
             self._run(before)
         except (KeyboardInterrupt, TimeIsUp):
-            self.say("ending early, with the best so far")
+            self.bench.say("ending early, with the best so far")
             self.best = self.best or self.leader()
-        return self.apply(self.best)
+        return self.bench.apply(self.best)
 
     def _run(self, before: Diagnosis) -> None:
-        self.trial((), self.budget.steps)
+        self.bench.trial((), self.steps)
         finalists = self.race(self.gather(before))
         better = sorted(filter(self.better, [*finalists, *self.tuned(finalists)]), key=self.rank)
         if not better and self.firm and self.better(self.firm, self.patience):
             self.best = self.firm
             return
-        for plan in better:
-            self.best = plan
-            for _ in range(_REDUCTIONS):
-                less = self.reduced(plan)
-                if self.confirmed(less):
-                    self.best = less
-                    self.best = self.lasting(less)
-                    return
-                self._refuted.add(less)
+        for self.best in better:
+            if less := self.proved(self.best):
+                self.best = less
+                self.best = self.lasting(less)
+                return
         self.best = ()
-        self.best = next((plan for plan in better if self.better(plan, 2 * self.budget.steps, seed=1)), ())
+        self.best = next((plan for plan in better if self.better(plan, 2 * self.steps, seed=1)), ())
+
+    def proved(self, plan: Plan) -> Plan | None:
+        """A plan without what it does not need, if that proves good in the end."""
+        for _ in range(_REDUCTIONS):
+            less = self.reduced(plan)
+            if self.confirmed(less):
+                return less
+            self._refuted.add(less)
+        return None
 
     def lasting(self, plan: Plan) -> Plan:
         """The plan, or what trains nearly always, where that gets clearly further in the planned steps."""
-        if not self.planned or self.patience <= self.budget.steps or plan == self.firm:
+        if not self.planned or self.patience <= self.steps or plan == self.firm:
             return plan
-        if self.score(plan, 2 * self.budget.steps, seed=1) >= _ENOUGH:
+        if self.bench.score(plan, 2 * self.steps, seed=1) >= _ENOUGH:
             return plan
-        late = self.score(plan, self.patience)
+        late = self.bench.score(plan, self.patience)
         if late > 1 - _TOLERANCE or not self.firm or not self.cures(self.firm):
             return plan
-        return self.firm if self.score(self.firm, self.patience) > late + _TOLERANCE else plan
+        return self.firm if self.bench.score(self.firm, self.patience) > late + _TOLERANCE else plan
 
     def leader(self) -> Plan:
         """The plan of the best trial so far, if it beats the setup as it is."""
-        scores = {key[0]: self.score(*key) for key in self.trials}
+        scores = {key[0]: self.bench.score(*key) for key in self.bench.trials}
         best = max(scores, key=scores.__getitem__, default=())
         return best if best and scores[best] > scores.get((), -1.0) else ()
 
@@ -208,30 +183,31 @@ class Search:
 
     def gather(self, before: Diagnosis) -> list[Plan]:
         """Plans that leave nothing to find which remedies treat, each with several ways to train it."""
-        anatomy = anatomy_of(self.setup, self.seen[0])
-        usable = [remedy for remedy in REMEDIES if remedy.applies_to(self.setup, anatomy)]
+        setup, seen = self.bench.setup, self.bench.seen
+        anatomy = anatomy_of(setup, seen[0])
+        usable = [remedy for remedy in REMEDIES if remedy.applies_to(setup, anatomy)]
         found = frozenset(finding.cause for finding in before.findings)
         causes = before.causes or found | {Cause.SLOW_CONVERGENCE}
         self.treatable = causes & frozenset[Cause]().union(*(remedy.treats for remedy in usable))
         if not self.treatable:
             return []
-        start = look(self.setup, self.seen)
+        start = look(setup, seen)
         repairs, repaired = self.repairs(start, usable)
         self.treatable -= repaired.causes & _CONTRADICTIONS  # what nothing cures keeps nothing from helping
-        shapes = list(structures(repairs, repaired, usable, self.look)) or [repairs]
+        shapes = list(structures(repairs, repaired, usable, self.bench.look)) or [repairs]
         speeds = list(self.speeds(causes - start.causes, usable))
         plans = [joined(structure, speed) for speed in speeds for structure in shapes][:_ENTRANTS]
         self.firm = self.fallback(repairs, anatomy)
-        return [plan for plan in dict.fromkeys([*map(self.concrete, plans), self.firm]) if plan]
+        return [plan for plan in dict.fromkeys([*map(self.bench.concrete, plans), self.firm]) if plan]
 
     def fallback(self, repairs: Plan, anatomy: Anatomy) -> Plan:
         """What nearly always trains: the usual ReLUs, or tailored ones, if one step shows that it must."""
-        *usual, tailored = (joined(repairs, plan) for plan in fallbacks(self.setup, anatomy))
-        for plan in map(self.concrete, usual):
-            found = self.look(plan) if plan else None
+        *usual, tailored = (joined(repairs, plan) for plan in fallbacks(self.bench.setup, anatomy))
+        for plan in map(self.bench.concrete, usual):
+            found = self.bench.look(plan) if plan else None
             if found and not found.causes & Tailor.treats:
                 return plan
-        return self.concrete(tailored)
+        return self.bench.concrete(tailored)
 
     def repairs(self, start: Diagnosis, usable: Sequence[Remedy]) -> tuple[Plan, Diagnosis]:
         """What resolves the contradictions, one after the other, and what one step shows then.
@@ -242,7 +218,7 @@ class Search:
         treats = _CONTRADICTIONS & frozenset[Cause]().union(*(remedy.treats for remedy in usable))
         while wrong := diagnosis.causes & self.treatable & _CONTRADICTIONS:
             new = (more for cause in in_order(wrong) for _, more in extensions(plan, cause, usable))
-            looks = ((more, self.look(more)) for more in new)
+            looks = ((more, self.bench.look(more)) for more in new)
             good = ((more, found) for more, found in looks if found and not wrong <= found.causes)
             step = next(good, None)
             if step is None:
@@ -260,42 +236,13 @@ class Search:
         for remedy in list(dict.fromkeys([*found, *optimizers]))[:_SPEEDS]:
             yield (remedy,)
 
-    def apply(self, plan: Plan) -> tuple[Change, ...]:
-        """Apply the remedies of a plan, one after the other; those without effect are left out."""
-        if not plan:
-            return ()
-        if plan not in self._applied:
-            before = self.apply(plan[:-1])
-            change = self._change(plan, before[-1].setup if before else self.setup)
-            self._applied[plan] = (*before, change) if change.edits else before
-            if len(self._applied) > _KEPT:
-                del self._applied[next(iter(self._applied))]
-        return self._applied[plan]
-
-    def _change(self, plan: Plan, setup: Setup) -> Change:
-        """What the last remedy of a plan does; what it finds, such as a learning rate, is found once."""
-        with warnings.catch_warnings(action="ignore", category=NoEffectWarning):
-            change = self._found.get(plan, plan[-1]).apply(setup, self.seen)
-        self._found[plan] = change.remedy
-        return change
-
-    def look(self, plan: Plan) -> Diagnosis | None:
-        """What one step shows after a plan; None if it changes nothing or cannot be applied."""
-        self.pause()
-        self.say(f"looking at {describe(plan)}")
-        try:
-            changes = self.apply(plan)
-            return look(changes[-1].setup, self.seen) if len(changes) == len(plan) else None
-        except GradmendError:
-            return None
-
     # ---- trials -----------------------------------------------------------------------------------------
 
     def race(self, plans: Sequence[Plan]) -> list[Plan]:
         """The plans that train best, by successive halving (Jamieson, Talwalkar, 2016)."""
         for rung in _RUNGS:
-            steps = max(1, self.budget.steps // rung)
-            scores = {plan: self.score(plan, steps) for plan in plans}
+            steps = max(1, self.steps // rung)
+            scores = {plan: self.bench.score(plan, steps) for plan in plans}
             best = max(scores.values(), default=0.0)
             better = sorted(plans, key=lambda plan: -scores[plan])[: max(2, math.ceil(len(plans) / 2))]
             kept = [plan for plan in better if scores[plan] >= _share(_BEHIND, best)]
@@ -309,7 +256,7 @@ class Search:
         None where a plan is nearly good enough as it is; where none helps, a rate to blame is found alone.
         """
         helping = [plan for plan in plans if self.better(plan)]
-        if any(self.score(plan) >= _NEARLY for plan in helping):
+        if any(self.bench.score(plan) >= _NEARLY for plan in helping):
             return []
         alone: list[Plan] = [()] if self.treatable & LearningRate.treats else []
         shapes = [tuple(r for r in p if not isinstance(r, UseOptimizer)) for p in helping[:1] or alone]
@@ -322,7 +269,7 @@ class Search:
 
         How well something fits a wrong loss says little.
         """
-        gained, own = self.score(plan, steps, seed), self.score((), steps, seed)
+        gained, own = self.bench.score(plan, steps, seed), self.bench.score((), steps, seed)
         if self.treatable & _CONTRADICTIONS:
             return self.cures(plan) and gained >= min(own - _COST_OF_CURE, _HALF)
         return gained > own + 0.05 * (1 - own)
@@ -331,21 +278,21 @@ class Search:
         """Whether a plan leaves none of the contradictions that can be treated."""
         wrong = self.treatable & _CONTRADICTIONS
         if plan not in self._cured:
-            left = self.look(plan) if wrong and plan else None
+            left = self.bench.look(plan) if wrong and plan else None
             self._cured[plan] = not wrong or (left is not None and not left.causes & wrong)
         return self._cured[plan]
 
     def rank(self, plan: Plan) -> tuple[bool, int, float]:
         """Plans that train about as well as the best come first, of them the least intrusive."""
-        return not self.good(plan), cost(plan), -self.score(plan)
+        return not self.good(plan), cost(plan), -self.bench.score(plan)
 
     def good(self, plan: Plan) -> bool:
         """Whether a plan cures and scores well enough."""
-        return plan not in self._refuted and self.cures(plan) and self.score(plan) >= self.bound()
+        return plan not in self._refuted and self.cures(plan) and self.bench.score(plan) >= self.bound()
 
     def bound(self) -> float:
         """The least score that is enough: about that of the best; of cures, not much less than before."""
-        own, highest = self.score(()), self.highest()
+        own, highest = self.bench.score(()), self.highest()
         best = min(_ENOUGH, highest - _TOLERANCE * (highest - own))
         if self.treatable and self.treatable <= _CONTRADICTIONS:
             share = _ENOUGH if self.planned else _BEHIND  # nobody knows how long it will train
@@ -354,12 +301,12 @@ class Search:
 
     def highest(self) -> float:
         """The best score after all steps of the budget."""
-        full = [plan for plan, steps, _ in self.trials if steps == self.budget.steps and self.cures(plan)]
-        return max(map(self.score, full), default=self.score(()))
+        full = [plan for plan, steps, _ in self.bench.trials if steps == self.steps and self.cures(plan)]
+        return max(map(self.bench.score, full), default=self.bench.score(()))
 
     def reduced(self, plan: Plan) -> Plan:
         """Take away one remedy after the other, as long as there is one without which it trains as well."""
-        plan = self.concrete(plan)
+        plan = self.bench.concrete(plan)
         rests = (tuple(r for r in plan if r is not out) for out in sorted(plan, key=lambda r: -r.intrusion))
         less = next((rest for rest in rests if rest and self.reaches(rest)), None)
         return plan if less is None else self.reduced(less)
@@ -370,72 +317,18 @@ class Search:
         It is seen early where it is far from that.
         """
         for rung, share in _RUNGS.items():
-            if self.score(plan, max(1, self.budget.steps // rung)) < _share(share, self.bound()):
+            if self.bench.score(plan, max(1, self.steps // rung)) < _share(share, self.bound()):
                 return False
         return plan not in self._refuted and (self.good(plan) or self.catches_up(plan))
 
     def catches_up(self, plan: Plan) -> bool:
         """Whether a plan is slower than the best, and still healthy and as good in the end."""
-        if not self.planned or self.patience <= self.budget.steps or not self.cures(plan):
+        if not self.planned or self.patience <= self.steps or not self.cures(plan):
             return False
-        late = self.score(plan, self.patience)
+        late = self.bench.score(plan, self.patience)
         return late >= min(_ENOUGH, self.highest()) and self.diagnosis(plan).healthy
-
-    def concrete(self, plan: Plan) -> Plan:
-        """The same plan with what its remedies found, such as a learning rate, and without idle ones."""
-        if plan not in self._concrete:
-            self._concrete[plan] = tuple(change.remedy for change in self.apply(plan))
-        return self._concrete[plan]
 
     def confirmed(self, plan: Plan) -> bool:
         """Whether a plan stays as good for twice as many steps, in another order and with other numbers."""
-        share = 1.0 if self.score(plan) >= self.bound() else _RUNGS[1]  # what is slower arrives later
-        return self.score(plan, 2 * self.budget.steps, seed=1) >= _share(share, self.bound())
-
-    def score(self, plan: Plan, steps: int | None = None, seed: int = 0) -> float:
-        """How well held-back samples fit after a trial: -1 to 1; without targets, how far the loss fell."""
-        trial = self.trial(plan, steps or self.budget.steps, seed)
-        if trial.diverged:
-            return -1.0
-        if trial.fit is not None:
-            return trial.fit
-        untreated = next(other for (tried, *_), other in self.trials.items() if not tried)
-        return lower(trial.final_loss, untreated.initial_loss)
-
-    def trial(self, plan: Plan, steps: int, seed: int = 0) -> Trial:
-        """Train a copy; the same plan is not tried twice."""
-        key = (self.concrete(plan), steps, seed)
-        if key not in self.trials:
-            self.pause(steps - self.taken().get((key[0], seed), 0))
-            self.say(f"trying {describe(plan)}")
-            run = self.run_of(key[0], seed)
-            run.train(steps, max(1.0, self.until - perf_counter()))
-            self.trials[key] = run.trial(describe(key[0]), self.judge)
-        return self.trials[key]
-
-    def run_of(self, plan: Plan, seed: int) -> Run:
-        """A copy that trains with a plan: one that has begun, if it is still kept."""
-        if (plan, seed) not in self._runs:
-            changes = self.apply(plan)
-            order = random.Random(seed).sample(self.seen, len(self.seen)) if seed else self.seen
-            self._runs[plan, seed] = Run(changes[-1].setup if changes else self.setup, order, seed)
-            if len(self._runs) > _KEPT:
-                del self._runs[next(iter(self._runs))]
-        return self._runs[plan, seed]
-
-    def judge(self, trained: Setup) -> float | None:
-        """How well held-back samples fit."""
-        return judged(trained, self.held)
-
-    def taken(self) -> dict[tuple[Plan, int], int]:
-        """The optimizer steps that each plan was tried for: they go on from where they stopped."""
-        longest: dict[tuple[Plan, int], int] = {}
-        for (plan, _, seed), trial in self.trials.items():
-            longest[plan, seed] = max(longest.get((plan, seed), 0), len(trial.losses))
-        return longest
-
-    def pause(self, steps: int = 0) -> None:
-        """Between two pieces of work: end here if the time is over, or the trials leave too few steps."""
-        left = self.budget.trials * self.budget.steps - sum(self.taken().values())
-        if perf_counter() > self.until or left < max(1, steps):
-            raise TimeIsUp
+        share = 1.0 if self.bench.score(plan) >= self.bound() else _RUNGS[1]  # what is slower arrives later
+        return self.bench.score(plan, 2 * self.steps, seed=1) >= _share(share, self.bound())
