@@ -149,6 +149,8 @@ class Search:
             if less := self.proved(self.best):
                 self.best = less
                 self.best = self.lasting(less)
+                if self.best != less:
+                    self.best = self.least(self.best)
                 return
         self.best = ()
         self.best = next((plan for plan in better if self.better(plan, 2 * self.steps, seed=1)), ())
@@ -172,6 +174,15 @@ class Search:
         if late > 1 - _TOLERANCE or not self.firm or not self.cures(self.firm):
             return plan
         return self.firm if self.bench.score(self.firm, self.patience) > late + _TOLERANCE else plan
+
+    def least(self, plan: Plan) -> Plan:
+        """A plan without the parts that it gets as far without in the planned steps."""
+        enough = self.bench.score(plan, self.patience) - _TOLERANCE
+        for out in sorted(plan, key=lambda remedy: -remedy.intrusion):
+            rest = tuple(remedy for remedy in plan if remedy is not out)
+            if rest and self.cures(rest) and self.bench.score(rest, self.patience) >= enough:
+                plan = rest
+        return plan
 
     def leader(self) -> Plan:
         """The plan of the best trial so far, if it beats the setup as it is."""
