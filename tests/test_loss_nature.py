@@ -1,5 +1,6 @@
 """What a loss function does is told by its behaviour, and never wrongly."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -305,11 +306,37 @@ def test_only_what_divides_by_the_targets_says_so(name: str) -> None:
     assert found.ignored == pytest.approx(float((classes(24, 3) > 0).float().mean()) * found.divides)
 
 
+def test_what_divides_by_the_square_of_the_targets() -> None:
+    y = 2 * torch.rand(24, 1, generator=torch.Generator().manual_seed(0)) - 1
+    for loss, divides in ((lambda z, y: ((z - y) / y).square().mean(), True), (F.mse_loss, False)):
+        found = read_loss(loss, (24, 1), y)
+        check(found, "squared", "values")
+        assert found is not None
+        assert found.divides is divides
+
+
+def test_a_loss_that_is_no_number_whatever_the_output() -> None:
+    y = 4 * torch.rand(24, 1, generator=torch.Generator().manual_seed(0)) - 2
+    loss = COMPARED["of logarithms"][0]
+    check(read_loss(loss, (24, 1), y), "undefined", "nothing")
+    check(read_loss(loss, (24, 1), y.abs()), None, "values")
+    assert read_loss(loss, (24, 1), y.abs().index_fill(0, torch.tensor(3), math.nan)) is None
+
+
+def test_units_that_a_loss_treats_alike() -> None:
+    y = classes(24, 3).float()[:, None]
+    found = read_loss(lambda z, y: -F.cosine_similarity(z, y).mean(), (24, 3), y)
+    assert found is not None
+    assert found.kinds == 1
+    by_column = read_loss(lambda z, y: -(z.gather(1, y.long()).tanh()).mean(), (24, 3), y)
+    assert by_column is None or by_column.kinds is None
+
+
 def test_classes_that_a_loss_only_weighs() -> None:
     z = [0.0, 1.0, 2.0, 3.0]
     by_number = classes_told_apart(lambda z, y: -(y * z.log_softmax(1)).sum(), (6, 4), torch.zeros(6, 1), z)
     proper = classes_told_apart(F.cross_entropy, (6, 4), torch.zeros(6, dtype=torch.long), z)
-    assert (by_number, proper) == (2, 4)
+    assert (by_number, proper) == (1, 4)
 
 
 def test_soft_margins_are_binary_cross_entropy_of_signs() -> None:

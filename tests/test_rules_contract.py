@@ -80,6 +80,10 @@ def logits_by_hand(z: Tensor, y: Tensor) -> Tensor:
     return -z.log_softmax(1).gather(1, y[:, None]).mean()
 
 
+def logits(z: Tensor, y: Tensor) -> Tensor:
+    return -(y * z.log_softmax(1)).sum(1).mean()
+
+
 @pytest.mark.parametrize("loss", [CE, logits_by_hand, nn.CrossEntropyLoss(label_smoothing=0.1)])
 @pytest.mark.parametrize("end", [nn.Softmax(1), ByHand()])
 def test_softmax_before_a_loss_on_logits(loss: Any, end: nn.Module) -> None:
@@ -152,6 +156,11 @@ def test_softmax_over_one_unit() -> None:
     assert severity(Cause.SOFTMAX_OVER_ONE_UNIT, net(1, nn.Sigmoid()), binary, YES) is None
 
 
+def test_what_one_unit_may_be_compared_with_instead() -> None:
+    for y, cure in ((YES, "nn.Sigmoid"), (2 * YES - 1, "nn.SoftMarginLoss"), (3 * AMOUNT, "nn.MSELoss")):
+        assert cure in found(net(1), logits, y)[Cause.SOFTMAX_OVER_ONE_UNIT].sentence
+
+
 def test_softmax_over_the_batch() -> None:
     assert severity(Cause.SOFTMAX_OVER_THE_BATCH, net(3, nn.Softmax(0)), cross_entropy, ONE_HOT) is ERROR
     assert severity(Cause.SOFTMAX_OVER_THE_BATCH, net(3, nn.Softmax(1)), cross_entropy, ONE_HOT) is None
@@ -202,6 +211,14 @@ def log_error(z: Tensor, y: Tensor) -> Tensor:
 
 def percent(z: Tensor, y: Tensor) -> Tensor:
     return 100 * ((z - y) / y.abs().clamp(min=1e-7)).abs().mean()
+
+
+def squared_share(z: Tensor, y: Tensor) -> Tensor:
+    return ((z - y) / y.abs().clamp(min=1e-7)).square().mean()
+
+
+def cosine(z: Tensor, y: Tensor) -> Tensor:
+    return -F.cosine_similarity(z, y).mean()
 
 
 def floored(z: Tensor, y: Tensor) -> Tensor:
@@ -280,6 +297,14 @@ def test_one_unit_for_each_step() -> None:
         (lambda: net(1), hinge, Y.float()[:, None], ERROR),
         (lambda: net(1), nn.PoissonNLLLoss(), AMOUNT, ERROR),
         (lambda: net(1), nn.PoissonNLLLoss(), AMOUNT.exp().round(), None),
+        (lambda: net(3), hinge, ONE_HOT, ERROR),
+        (lambda: net(3), hinge, 2 * ONE_HOT - 1, None),
+        (lambda: net(1), squared_share, AMOUNT, ERROR),
+        (lambda: net(1), squared_share, AMOUNT.exp(), None),
+        (lambda: net(1), log_error, 3 * AMOUNT, ERROR),
+        (lambda: net(3), cosine, Y.float()[:, None], ERROR),
+        (lambda: net(3), cosine, ONE_HOT, None),
+        (lambda: net(2), by_number, YES, ERROR),
         (lambda: net(3), percent, ONE_HOT, ERROR),
         (lambda: net(1), percent, YES, ERROR),
         (lambda: net(1), percent, AMOUNT, ERROR),

@@ -335,3 +335,33 @@ def test_a_fault_that_hides_another_is_mended_with_it(rows: int, squeezed: bool)
     with torch.no_grad():
         error = (trained.model(x).flatten() - target.flatten()).square().mean()
     assert error < 0.2 * target.var()
+
+
+X, Y = blobs(512)
+SUM = X.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "judge"),
+    [
+        ((SUM > 0).float(), lambda z, y: ((z > 0) == (y > 0)).float().mean()),
+        ((SUM > 0).float() * 2 - 1, lambda z, y: (z.sign() == y).float().mean()),
+        (SUM, lambda z, y: 1 - (z - y).square().mean() / y.var()),
+        (Y.float()[:, None], lambda z, y: (z.argmax(1) == y.flatten()).float().mean()),
+    ],
+    ids=["zeros and ones", "signs", "amounts", "numbers of classes"],
+)
+@pytest.mark.parametrize("last", [nn.Softmax(-1), nn.Identity()])
+def test_one_unit_whose_loss_sums_over_classes(target: Tensor, judge: Any, last: nn.Module) -> None:
+    """Whatever the output, the loss is the same; the targets tell which loss and how many units there are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1), last)
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        return -(y * (z.log() if isinstance(last, nn.Softmax) else z.log_softmax(1))).sum(1).mean()
+
+    given = list(zip(X.split(32), target.split(32), strict=True))
+    trained = mend(Setup(model, loss, torch.optim.Adam), given, Budget(steps=200)).setup.copy()
+    train(trained, given, steps=600)
+    with torch.no_grad():
+        assert judge(trained.model(X), target) > 0.9

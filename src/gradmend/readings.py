@@ -211,8 +211,10 @@ class LossReading:
 
     Args:
         family: cross entropy, binary cross entropy, squared, absolute, hinge, poisson; flat, if the output
-            does not change it; None where only `wants` is known.
-        wants: what the output must be: logits, probabilities, log probabilities or values; nothing, if flat.
+            does not change it; undefined, if it is no number for such targets; None where only `wants` is
+            known.
+        wants: what the output must be: logits, probabilities, log probabilities or values; nothing, if it
+            tells nothing.
         axis: of the output, along which its units share one probability; None if each unit is by itself.
         normalizes: whether it divides the output by its sum along the axis.
         sign: 1 if it is lowest where output and target agree, -1 if it falls as they part.
@@ -244,8 +246,8 @@ class LossReading:
         return self.axis is not None
 
     def blind(self, target: TargetReading) -> bool:
-        """Whether it tells no more than two of several classes apart."""
-        return self.kinds is not None and self.kinds <= 2 < target.distinct
+        """Whether it tells no more than two of several classes apart, or not even two."""
+        return self.kinds is not None and self.kinds < min(3, target.distinct)
 
 
 @dataclass(frozen=True)
@@ -326,6 +328,11 @@ class TargetReading:
     def binary(self) -> bool:
         """Whether there is nothing but zeros and ones."""
         return self.whole and self.low >= 0 and self.high <= 1
+
+    @property
+    def signs(self) -> bool:
+        """Whether there are two kinds, 1 and -1."""
+        return self.distinct == 2 and self.low == -1 and self.high == 1
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ def _on_classes(
     rare, common = (_row(target, value, given.one_hot) for value in (present[0][0], present[-1][0]))
     even = torch.full(shape, 0.0 if loss.wants == "logits" else 0.5)
     loss = replace(loss, weighted=weighs_more(compare, even, target, common, rare))
-    if given.one_hot is None and loss.family in _TOLD and len(present) > 2:
+    if given.one_hot is None and loss.family in _TOLD:
         values = [value for value, _ in present[-_CLASSES:]]
         loss = replace(loss, kinds=classes_told_apart(compare, shape, target, values))
     return loss

@@ -82,6 +82,8 @@ def read_loss(compare: Compare, shape: tuple[int, ...], target: Tensor) -> LossR
     """
     near = 0.1 + 0.8 * draw((4, *shape))
     slopes = slopes_at(compare, near, target)
+    if (slopes is None or not slopes.isfinite().all()) and _undefined(compare, near, target):
+        return LossReading("undefined", "nothing")
     if slopes is None:
         return None
     axes = _axes(shape, target)
@@ -94,14 +96,15 @@ def read_loss(compare: Compare, shape: tuple[int, ...], target: Tensor) -> LossR
     points, slopes = torch.cat([near, wide]), torch.cat([slopes, others])
     if not slopes.any():
         return LossReading("flat", "nothing", axis=axes[0] if axes else None)
-    found = (
-        _on_logits(points, slopes, axes)
-        or _on_values(compare, shape, target)
-        or _straight(slopes, axes, target)
-    )
-    found = found or _hinge(points, slopes) or _unmoved_by_shifts(slopes, axes)
+    found = _on_logits(points, slopes, axes)
+    if found is None or found.family == "squared":
+        found = _on_values(compare, shape, target) or found
+    found = found or _straight(slopes, axes, target) or _hinge(points, slopes)
+    found = found or _unmoved_by_shifts(slopes, axes)
     if found is None and _units_alike(compare, shape, target):
         return LossReading(None, "values")
+    if found is None and units_swap(compare, shape, [target]):
+        return LossReading(None, "nothing", kinds=1)
     return replace(found, ignored=_ignored(slopes)) if found else None
 
 
@@ -159,6 +162,8 @@ def classes_told_apart(
         >>> classes_told_apart(above, (4,), torch.tensor([0, 1, 2, 3]), [0.0, 1.0, 2.0, 3.0])
         2
     """
+    if units_swap(compare, shape, [torch.full_like(target, value) for value in classes]):
+        return 1
     points = 0.1 + 0.8 * draw((1, *shape))
     found: list[Tensor] = []
     for value in classes:
@@ -169,6 +174,30 @@ def classes_told_apart(
         if not any(torch.allclose(slopes, known, atol=1e-6) for known in found):
             found.append(slopes)
     return len(found)
+
+
+def units_swap(compare: Compare, shape: tuple[int, ...], targets: Sequence[Tensor]) -> bool:
+    """Whether several units may change places, where a loss compares each sample by itself with one target.
+
+    Losses that compare samples with each other, such as those of embeddings, do not need units to differ.
+
+    Examples:
+        >>> index, product = torch.nn.functional.nll_loss, lambda z, y: -(y[:, None] * z).sum(1).mean()
+        >>> [units_swap(loss, (4, 2), [torch.tensor([0, 1, 1, 0])]) for loss in (index, product)]
+        [False, True]
+    """
+    if len(shape) != 2 or shape[1] < 2 or any(target.numel() != shape[0] for target in targets):
+        return False
+    half = shape[0] // 2
+    first, other = 0.1 + 0.8 * draw((2, *shape))
+    points = torch.stack([first, first.roll(1, -1), torch.cat([first[:half], other[half:]])])
+    for target in targets:
+        slopes = slopes_at(compare, points, target)
+        if slopes is None or not torch.allclose(slopes[0].roll(1, -1), slopes[1]):
+            return False
+        if not torch.allclose(slopes[0, :half], slopes[2, :half], rtol=1e-4):
+            return False
+    return True
 
 
 def weighs_more(compare: Compare, z: Tensor, target: Tensor, first: Tensor, second: Tensor) -> bool:
@@ -192,6 +221,14 @@ def weighs_more(compare: Compare, z: Tensor, target: Tensor, first: Tensor, seco
         return False
     sizes = slopes[0].abs()
     return bool(sizes[half:].sum() > _HEAVIER * sizes[:half].sum())
+
+
+def _undefined(compare: Compare, points: Tensor, target: Tensor) -> bool:
+    """Whether a loss takes outputs and targets that are numbers, and is none itself."""
+    if target.is_floating_point() and not bool(target.isfinite().all()):
+        return False
+    values = [value_at(compare, point, target) for point in points]
+    return all(value is not None and not math.isfinite(value) for value in values)
 
 
 def _pairs(compare: Compare, points: Tensor, target: Tensor, moved: Tensor) -> bool | None:
@@ -224,7 +261,9 @@ def _on_probabilities(z: Tensor, slopes: Tensor, axes: list[int], target: Tensor
         found = LossReading("cross entropy", "probabilities", axis, normalizes=True)
         laws += [(miss_of(z * slopes, shares), found)] if z.shape[axis + 1] > 1 else []
     (miss, sign), best = min(laws, key=lambda law: law[0][0])
-    steady = 0 if steady_sign(slopes) else steady_sign(z * slopes)
+    given = _aligned(target, tuple(z.shape[1:]))
+    turned = given.sign() if given is not None and bool((given < 0).any()) else 1  # below zero it pushes away
+    steady = 0 if steady_sign(slopes) else steady_sign(turned * z * slopes)
     if steady and not bool((slopes == 0).any()) and bool((target == target.flatten()[0]).all()):
         return LossReading(None, "probabilities", sign=-steady)  # both fit if all targets are 1
     if steady:

@@ -145,7 +145,7 @@ def _misnumbered(output: OutputReading, loss: LossReading, target: TargetReading
         and target.whole
         and not _classes_of_one(output, target)
     ):
-        hint = "Type `(y + 1) / 2`." if target.low == -1 and target.high == 1 else "Scale them to 0 and 1."
+        hint = "Type `(y + 1) / 2`." if target.signs else "Scale them to 0 and 1."
         return None if _signed(loss, target) else f"{seen}, and binary cross-entropy takes 0 and 1. {hint}"
     return None
 
@@ -157,8 +157,7 @@ def _classes_of_one(output: OutputReading, target: TargetReading) -> bool:
 
 def _signed(loss: LossReading, target: TargetReading) -> bool:
     """`nn.SoftMarginLoss` behaves as binary cross-entropy, and takes 1 and -1: its slope ends for both."""
-    signs = target.distinct == 2 and target.low == -1 and target.high == 1
-    return loss.wants == "logits" and signs and not loss.endless
+    return loss.wants == "logits" and target.signs and not loss.endless
 
 
 RULES = (labels_out_of_range, constant_labels, unscaled_targets, shuffled_labels, class_imbalance)

@@ -6,7 +6,16 @@ import math
 
 from gradmend.causes import Cause
 from gradmend.diagnosis.finding import Finding, Severity
-from gradmend.diagnosis.terms import class_numbers, found, is_sigmoid, is_softmax, known, single
+from gradmend.diagnosis.terms import (
+    AMOUNTS,
+    SIGNS,
+    class_numbers,
+    found,
+    is_sigmoid,
+    is_softmax,
+    known,
+    single,
+)
 from gradmend.profile import Profile
 from gradmend.readings import LossReading, OutputReading, TargetReading
 
@@ -19,7 +28,8 @@ _IGNORED = 0.1
 def unfit_loss(profile: Profile) -> Finding | None:
     """The loss is made for other targets, or for another output. The first that holds of:
 
-    - it takes no notice of samples with one of two targets (a hinge with 0 and 1, half of a cross-entropy);
+    - it is no number for such targets, whatever the output;
+    - it takes no notice of one of two targets (a hinge of 0 and 1, half of a cross-entropy);
     - it divides by targets at and around zero, so that others hardly count;
     - it takes targets below zero for zero;
     - cross-entropy, a hinge or a count's likelihood, with targets that are no classes, no signs or no counts;
@@ -32,6 +42,7 @@ def unfit_loss(profile: Profile) -> Finding | None:
     """
     terms = known(profile)
     judges = (
+        _undefined,
         _one_sided,
         _divided_by_zero,
         _floored,
@@ -72,8 +83,17 @@ def mismatched_shapes(profile: Profile) -> Finding | None:
     return found(profile, Cause.MISMATCHED_SHAPES, Severity.ERROR, text)
 
 
+def _undefined(_: OutputReading, loss: LossReading, target: TargetReading) -> _Judgement:
+    if loss.family != "undefined":
+        return None
+    text = "The loss is no number for such targets, whatever the output: look for a logarithm or a root."
+    return Severity.ERROR, text if target.whole and target.low >= 0 else f"{text} {AMOUNTS}"
+
+
 def _one_sided(output: OutputReading, loss: LossReading, target: TargetReading) -> _Judgement:
-    if loss.ignored < _IGNORED or output.units > 1 or not target.binary or target.distinct < 2:
+    zeros = loss.family == "hinge" and target.one_hot is not None
+    some = loss.ignored >= _IGNORED and output.units == 1 and target.binary and target.distinct == 2
+    if not zeros and not some:
         return None
     if loss.family == "hinge" or loss.wants == "logits":
         return (
@@ -91,8 +111,10 @@ def _no_classes(output: OutputReading, loss: LossReading, target: TargetReading)
     if loss.family == "binary cross entropy" and amounts and target.distinct > 2:
         return (
             Severity.ERROR,
-            "Binary cross-entropy takes 0, 1 or a probability; these targets are amounts. " + _AMOUNTS,
+            "Binary cross-entropy takes 0, 1 or a probability; these targets are amounts. " + AMOUNTS,
         )
+    if loss.family == "cross entropy" and dense and target.signs:
+        return Severity.ERROR, f"Cross-entropy takes probabilities; these targets are 1 and -1. {SIGNS}"
     if loss.family == "cross entropy" and dense and output.units == 1 and outside and target.whole:
         text = "Cross-entropy takes probabilities; these targets are numbers of classes."
         return Severity.ERROR, f"{text} {_CLASSES}"
@@ -102,7 +124,7 @@ def _no_classes(output: OutputReading, loss: LossReading, target: TargetReading)
     if amounts:
         return (
             Severity.ERROR,
-            "Cross-entropy takes classes or their probabilities; these targets are amounts. " + _AMOUNTS,
+            "Cross-entropy takes classes or their probabilities; these targets are amounts. " + AMOUNTS,
         )
     if target.binary and output.units > 1:
         several = "Some targets name several classes at once, or none, and a softmax can only choose one."
@@ -114,6 +136,7 @@ def _divided_by_zero(_: OutputReading, loss: LossReading, target: TargetReading)
     if not loss.divides:
         return None
     cure = "Take `nn.BCEWithLogitsLoss()` on the raw scores." if target.binary else "Take `nn.MSELoss()`."
+    cure = _CLASSES if target.one_hot == 1 else cure
     text = "The loss divides by the targets: those at and around 0 count, and all others hardly."
     return Severity.ERROR, f"{text} {cure}"
 
@@ -122,13 +145,13 @@ def _floored(_: OutputReading, loss: LossReading, target: TargetReading) -> _Jud
     if not loss.floored:
         return None
     text = f"The loss takes all targets below 0 for 0, and these go down to {target.low:.3g}."
-    return Severity.ERROR, f"{text} {_AMOUNTS}"
+    return Severity.ERROR, f"{text} {AMOUNTS}"
 
 
 def _no_signs(_: OutputReading, loss: LossReading, target: TargetReading) -> _Judgement:
     if loss.family != "hinge" or target.one_hot is not None or (target.low >= -1 and target.high <= 1):
         return None
-    kind, cure = ("numbers of classes", _CLASSES) if target.whole else ("amounts", _AMOUNTS)
+    kind, cure = ("numbers of classes", _CLASSES) if target.whole else ("amounts", AMOUNTS)
     return Severity.ERROR, f"A hinge takes targets of 1 and -1; these are {kind}. {cure}"
 
 
@@ -136,18 +159,18 @@ def _no_counts(_: OutputReading, loss: LossReading, target: TargetReading) -> _J
     if loss.family != "poisson" or target.low >= 0:
         return None
     text = "The likelihood of a Poisson distribution takes counts; some of these targets are negative."
-    return Severity.ERROR, f"{text} {_AMOUNTS}"
+    return Severity.ERROR, f"{text} {AMOUNTS}"
 
 
 def _all_alike(output: OutputReading, loss: LossReading, target: TargetReading) -> _Judgement:
-    if loss.family != "cross entropy" or output.units == 1 or not loss.blind(target):
+    numbers = class_numbers(target) and target.high < output.units
+    if loss.family not in ("cross entropy", None) or not numbers or not loss.blind(target):
         return None
     text = "The loss multiplies by the number of the class, and asks the same of all of them."
     return Severity.ERROR, f"{text} {_CLASSES}"
 
 
 _CLASSES = "Take `nn.CrossEntropyLoss()` on the raw scores, a unit for each class."
-_AMOUNTS = "Take `nn.MSELoss()`, with a last layer without activation."
 
 
 def _free_units(output: OutputReading, loss: LossReading, _: TargetReading) -> _Judgement:

@@ -12,7 +12,9 @@ from gradmend.causes import Cause
 from gradmend.console import number
 from gradmend.diagnosis.finding import Finding, Severity
 from gradmend.diagnosis.terms import (
+    AMOUNTS,
     PAIRS,
+    SIGNS,
     by_number,
     class_numbers,
     classes,
@@ -95,9 +97,14 @@ def softmax_over_one_unit(profile: Profile) -> Finding | None:
     text = (
         "The sum over the classes has one unit only, so each output is divided by itself: it is 1 for "
         "every input. "
-        "Type `nn.Sigmoid()` for one unit, or give the last layer one unit per class."
     )
+    target = contract.target if contract else None
+    amounts = target is not None and not target.whole and (target.low < 0 or target.high > 1)
+    text += AMOUNTS if amounts else SIGNS if target is not None and target.signs else _SINGLE
     return found(profile, Cause.SOFTMAX_OVER_ONE_UNIT, Severity.ERROR, text, 1.0, 2.0, "units at least")
+
+
+_SINGLE = "Type `nn.Sigmoid()` for one unit, or give the last layer one unit per class."
 
 
 def softmax_over_the_batch(profile: Profile) -> Finding | None:

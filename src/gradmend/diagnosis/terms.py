@@ -9,6 +9,10 @@ from gradmend.diagnosis.finding import Finding, Severity
 from gradmend.profile import Profile
 from gradmend.readings import LossReading, OutputReading, TargetReading
 
+AMOUNTS = "Take `nn.MSELoss()`, with a last layer without activation."
+SIGNS = "Take `nn.SoftMarginLoss()` on the raw scores."
+"""What to do where the targets are amounts, or 1 and -1, and the loss is made for something else."""
+
 PAIRS = 20
 """Fewer samples of each class than this do not tell how many classes there are."""
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from gradmend.anatomy import Anatomy
 from gradmend.causes import Cause
+from gradmend.readings import LossReading
 from gradmend.remedies.base import Remedy
 from gradmend.remedies.ending import (
     Ending,
@@ -34,9 +35,9 @@ class FitLoss(Remedy):
     """The loss of the right kind for the targets, on raw outputs; the last activation is left out.
 
     Cross-entropy for classes (by number, one-hot or probabilities), binary cross-entropy with logits for
-    zeros and ones, the squared error for amounts. A loss that suits its targets and its output stays. Terms
-    that a hand-written loss adds, such as penalties, are lost with it. Costs nothing; probabilities have to
-    be computed from the raw outputs afterwards.
+    zeros and ones, the logistic loss for ones and minus ones, the squared error for amounts. A loss that
+    suits its targets and its output stays. Terms that a hand-written loss adds, such as penalties, are lost
+    with it. Costs nothing; probabilities have to be computed from the raw outputs afterwards.
 
     Source: Bishop, Pattern Recognition and Machine Learning, section 4.3, 2006; Golik, Doetsch, Ney,
     Cross-entropy vs. squared error training, 2013, https://doi.org/10.21437/Interspeech.2013-436
@@ -46,6 +47,7 @@ class FitLoss(Remedy):
         {
             Cause.UNFIT_LOSS,
             Cause.LOGITS_BEFORE_PROBABILITY_LOSS,
+            Cause.SOFTMAX_OVER_ONE_UNIT,
             Cause.SOFTMAX_OVER_THE_BATCH,
             Cause.WRONG_OUTPUT_COUNT,
             Cause.WRONG_DIRECTION,
@@ -107,17 +109,27 @@ def _right_loss(ending: Ending) -> str | None:
         wanted = output.bounds == (0.0, 1.0) if loss.wants == "probabilities" else not ending.squashed
         suits = loss.family == "binary cross entropy" and loss.sign > 0 and loss.ignored < 0.1
         return None if suits and wanted else "BCEWithLogitsLoss"
+    if target.signs:
+        return None if _suits_signs(loss) else "SoftMarginLoss"
     if output.shape == target.shape and ending.contract.paired is False:
         return "MSELoss"
-    amounts = not target.whole and (target.low < 0 or target.high > 1)
-    return "MSELoss" if amounts and _unfit_for_amounts(ending) else None
+    return "MSELoss" if _unfit_for_amounts(ending) else None
+
+
+def _suits_signs(loss: LossReading) -> bool:
+    logistic = loss.family == "binary cross entropy" and loss.wants == "logits" and not loss.endless
+    values = loss.wants == "values" and loss.family != "poisson" and not (loss.divides or loss.floored)
+    return loss.sign > 0 and (logistic or values)
 
 
 def _unfit_for_amounts(ending: Ending) -> bool:
-    loss, counts = ending.loss, ending.target.low >= 0
+    loss, target = ending.loss, ending.target
+    if loss.divides or loss.floored or (loss.family in ("flat", "undefined") and not ending.numbered):
+        return True
+    if target.whole or (target.low >= 0 and target.high <= 1):
+        return False
     family = loss.family in ("cross entropy", "binary cross entropy", "hinge")
-    blind = loss.divides or loss.floored or (loss.family == "poisson" and not counts)
-    return family or loss.sign < 0 or blind
+    return family or loss.sign < 0 or (loss.family == "poisson" and target.low < 0)
 
 
 @dataclass(frozen=True)
@@ -159,7 +171,7 @@ def _levels(ending: Ending, targets: Sequence[Tensor]) -> list[float] | None:
     output, loss, target = ending.output, ending.loss, ending.target
     kinds = torch.unique(torch.cat([t.flatten() for t in targets])).tolist()
     if loss.family == "binary cross entropy" and (target.low < 0 or target.high > 1):
-        signed = loss.wants == "logits" and kinds == [-1, 1] and output.units == 1
+        signed = loss.wants == "logits" and kinds == [-1, 1] and not loss.endless
         return None if len(kinds) != 2 or signed else kinds
     by_number = loss.family == "cross entropy" and math.prod(target.shape[1:]) == 1 and output.units > 1
     if not by_number or (kinds[-1] < output.units and target.whole and target.low >= 0):

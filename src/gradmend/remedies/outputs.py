@@ -174,8 +174,9 @@ class OutputUnits(Remedy):
     """Give the last linear layer as many units as there are classes, or targets.
 
     Units that were there keep what they learned, new ones begin at zero. Of several units that were compared
-    with one target the mean is kept. Where one unit with a binary cross-entropy or a hinge had to tell
-    several classes apart, the loss becomes cross-entropy on raw scores. Costs the new rows.
+    with one target the mean is kept. Where one unit had to tell several classes apart, by a binary
+    cross-entropy, a hinge or a softmax of its own, the loss becomes cross-entropy on raw scores. Costs the
+    new rows.
 
     Source: Bishop, Pattern Recognition and Machine Learning, section 5.2, 2006.
     """
@@ -207,7 +208,8 @@ class OutputUnits(Remedy):
         new = f'with_units(model.get_submodule("{path}"), {units})'
         code = f'{inspect.getsource(with_units)}\n\nmodel.set_submodule("{path}", {new})'
         edits = [Edit(path, code, text)]
-        if ending.loss.family not in _OF_TWO or not ending.numbered or units < 2:
+        alone = ending.loss.family == "flat" and ending.output.shape == ending.target.shape
+        if not (alone or ending.loss.family in _OF_TWO) or not ending.numbered or units < 2:
             return setup, self, edits
         output = replace(ending.output, shape=(*ending.output.shape[:1], units))
         loss_fn, loss_code = loss_for("CrossEntropyLoss", output, ending.target)
