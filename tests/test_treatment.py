@@ -14,7 +14,7 @@ from gradmend import Treatment, mend
 from gradmend.data import load
 from gradmend.diagnosis import diagnose
 from gradmend.errors import DataError, SetupError
-from gradmend.remedies import REMEDIES, DropSquashing, He, LearningRate, StandardizeInput, Xavier
+from gradmend.remedies import REMEDIES, DropSquashing, He, LearningRate, Relabel, StandardizeInput, Xavier
 from gradmend.setup import Batch, Budget, Setup
 from gradmend.training import run_trial, train
 from gradmend.treatment import UNTREATED, plans
@@ -365,3 +365,13 @@ def test_one_unit_whose_loss_sums_over_classes(target: Tensor, judge: Any, last:
     train(trained, given, steps=600)
     with torch.no_grad():
         assert judge(trained.model(X), target) > 0.9
+
+
+def test_signs_under_binary_cross_entropy_of_scores_are_numbered() -> None:
+    """Its loss falls for ever with the scores of those of -1."""
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    given = list(zip(X.split(32), ((SUM > 0).float() * 2 - 1).split(32), strict=True))
+    fast = partial(torch.optim.Adam, lr=0.01)
+    made = mend(Setup(model, nn.BCEWithLogitsLoss(), fast), given, Budget(steps=100))
+    assert [type(change.remedy) for change in made.changes] == [Relabel]
+    assert made.mended
