@@ -101,11 +101,7 @@ def read_loss(compare: Compare, shape: tuple[int, ...], target: Tensor) -> LossR
         found = _on_values(compare, shape, target) or found
     found = found or _straight(slopes, axes, target) or _hinge(points, slopes)
     found = found or _unmoved_by_shifts(slopes, axes)
-    if found is None and _units_alike(compare, shape, target):
-        return LossReading(None, "values")
-    if found is None and units_swap(compare, shape, [target]):
-        return LossReading(None, "nothing", kinds=1)
-    return replace(found, ignored=_ignored(slopes)) if found else None
+    return replace(found, ignored=_ignored(slopes)) if found else _one_target(compare, shape, target)
 
 
 def pairs_samples(compare: Compare, shape: tuple[int, ...], target: Tensor) -> bool | None:
@@ -390,6 +386,13 @@ def _unmoved_by_shifts(slopes: Tensor, axes: list[int]) -> LossReading | None:
         if bool((total <= 1e-5 * size).all()):
             return LossReading(None, "logits", axis)
     return None
+
+
+def _one_target(compare: Compare, shape: tuple[int, ...], target: Tensor) -> LossReading | None:
+    """Of several units with one target per sample: each is compared with it, or they may change places."""
+    if _units_alike(compare, shape, target):
+        return LossReading(None, "values")
+    return LossReading(None, "nothing", kinds=1) if units_swap(compare, shape, [target]) else None
 
 
 def _units_alike(compare: Compare, shape: tuple[int, ...], target: Tensor) -> bool:
