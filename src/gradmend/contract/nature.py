@@ -21,7 +21,7 @@ of the slope on both sides of the target; hinges by a slope that is constant and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -81,15 +81,15 @@ def read_loss(compare: Compare, shape: tuple[int, ...], target: Tensor) -> LossR
         ('cross entropy', 'logits', 1)
     """
     near = 0.1 + 0.8 * draw((4, *shape))
+    wide = torch.stack([a + (b - a) * draw(shape, i) for i, (a, b) in enumerate(_STRATA)])
     slopes = slopes_at(compare, near, target)
-    if (slopes is None or not slopes.isfinite().all()) and _undefined(compare, near, target):
+    if (slopes is None or not slopes.isfinite().all()) and _undefined(compare, (*near, *wide), target):
         return LossReading("undefined", "nothing")
     if slopes is None:
         return None
     axes = _axes(shape, target)
     if found := _on_probabilities(near, slopes, axes, target):
         return replace(found, ignored=_ignored(slopes))
-    wide = torch.stack([a + (b - a) * draw(shape, i) for i, (a, b) in enumerate(_STRATA)])
     others = slopes_at(compare, wide, target)
     if others is None:
         return None
@@ -219,7 +219,7 @@ def weighs_more(compare: Compare, z: Tensor, target: Tensor, first: Tensor, seco
     return bool(sizes[half:].sum() > _HEAVIER * sizes[:half].sum())
 
 
-def _undefined(compare: Compare, points: Tensor, target: Tensor) -> bool:
+def _undefined(compare: Compare, points: Iterable[Tensor], target: Tensor) -> bool:
     """Whether a loss takes outputs and targets that are numbers, and is none itself."""
     if target.is_floating_point() and not bool(target.isfinite().all()):
         return False
