@@ -5,6 +5,7 @@ All pairings of them on one small task that is easy to learn, of which every fou
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -129,10 +130,12 @@ def _of_classes(labels: Callable[[Tensor], Tensor], z: Tensor, y: Tensor) -> flo
 
 
 def _of_amounts(z: Tensor, y: Tensor) -> float:
+    """R² of outputs, of their sigmoid or of their exponential, as losses may take them."""
     if z.numel() != y.numel():
         return -1.0
-    error = (z.reshape(y.shape) - y).square().mean() / (y - y.mean(0)).square().mean()
-    return max(-1.0, 1 - float(error)) if error.isfinite() else -1.0
+    z, spread = z.reshape(y.shape), (y - y.mean(0)).square().mean()
+    errors = [float((link - y).square().mean() / spread) for link in (z, z.sigmoid(), z.exp())]
+    return max(-1.0, 1 - min(error for error in [*errors, 2.0] if math.isfinite(error)))
 
 
 def tasks(x: Tensor) -> dict[str, Task]:

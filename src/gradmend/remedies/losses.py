@@ -128,7 +128,7 @@ def _unfit_for_amounts(ending: Ending) -> bool:
         return True
     if target.whole or (target.low >= 0 and target.high <= 1):
         return False
-    family = loss.family in ("cross entropy", "binary cross entropy", "hinge")
+    family = loss.per_class or loss.family in ("cross entropy", "binary cross entropy", "hinge")
     return family or loss.sign < 0 or (loss.family == "poisson" and target.low < 0)
 
 
