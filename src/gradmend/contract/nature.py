@@ -220,11 +220,13 @@ def weighs_more(compare: Compare, z: Tensor, target: Tensor, first: Tensor, seco
 
 
 def _undefined(compare: Compare, points: Iterable[Tensor], target: Tensor) -> bool:
-    """Whether a loss takes outputs and targets that are numbers, and is none itself."""
-    if target.is_floating_point() and not bool(target.isfinite().all()):
+    """Whether a loss is no number with these amounts, whatever the output, and is one with others."""
+    if not target.is_floating_point() or not bool(target.isfinite().all()):
         return False
-    values = [value_at(compare, point, target) for point in points]
-    return all(value is not None and not math.isfinite(value) for value in values)
+    others = 0.1 + 0.8 * draw(tuple(target.shape), 1)
+    found = [[value_at(compare, point, y) for y in (target, others)] for point in points]
+    numbers = [[value is not None and math.isfinite(value) for value in pair] for pair in found]
+    return not any(own for own, _ in numbers) and any(other for _, other in numbers)
 
 
 def _pairs(compare: Compare, points: Tensor, target: Tensor, moved: Tensor) -> bool | None:
