@@ -187,13 +187,18 @@ def _optimizer(rng: random.Random) -> Callable[..., torch.optim.Optimizer]:
 
 @dataclass(frozen=True)
 class Repair:
-    """A program that does not train, and what `mend` made of it; scores are R² on rows that were kept."""
+    """A program that does not train, and what `mend` made of it; scores are those of rows that were kept.
 
-    seed: int
+    Args:
+        told: whether an error was told of it.
+    """
+
+    name: str
     before: float
     well: float
     after: float
     changes: tuple[str, ...]
+    told: bool
 
     @property
     def good(self) -> bool:
@@ -202,7 +207,7 @@ class Repair:
 
     def __str__(self) -> str:
         scores = f"{self.before:.2f} -> {self.after:.2f} of {self.well:.2f}"
-        return f"{self.seed}: {scores} | {'; '.join(self.changes) or '-'}"
+        return f"{self.name}: {scores}{'' if self.told else ', silent'} | {'; '.join(self.changes) or '-'}"
 
 
 def repairs(seeds: Iterable[int]) -> Iterator[Repair]:
@@ -216,7 +221,8 @@ def repairs(seeds: Iterable[int]) -> Iterator[Repair]:
         given = list(islice(program.batches(), min(epoch, 128)))
         made = mend(setup, given, Budget(steps=min(TRIAL, program.steps), seconds=30.0), steps=program.steps)
         changes = tuple(change.text for change in made.changes)
-        yield Repair(program.seed, before, well, program.score(made.setup), changes)
+        told = not made.before.healthy
+        yield Repair(str(program.seed), before, well, program.score(made.setup), changes, told)
 
 
 def run() -> Iterator[Row | str]:

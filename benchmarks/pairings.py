@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.amounts import SHARE, Repair
 from benchmarks.timing import Row
 from gradmend import Budget, Setup, mend
 from gradmend.errors import GradmendError
@@ -24,7 +25,7 @@ from gradmend.layers import After, Rescale
 from gradmend.setup import Batch, LossFn
 from gradmend.training import train
 
-EVERY, ROWS, UNSEEN, STEPS, TRIAL, SHARE = 4, 32, 400, 600, 200, 0.9
+EVERY, ROWS, UNSEEN, STEPS, TRIAL = 4, 32, 400, 600, 200
 
 
 def _clipped(p: Tensor) -> Tensor:
@@ -166,27 +167,6 @@ def _by_column(z: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(z, y[:, 0].long())
 
 
-@dataclass(frozen=True)
-class Repair:
-    """A pairing that does not train: scores, whether an error was told, and what was changed."""
-
-    name: str
-    before: float
-    after: float
-    well: float
-    told: bool
-    changes: tuple[str, ...]
-
-    @property
-    def good(self) -> bool:
-        """Whether it trains now."""
-        return self.after >= SHARE * self.well
-
-    def __str__(self) -> str:
-        scores = f"{self.before:.2f} -> {self.after:.2f} of {self.well:.2f}"
-        return f"{self.name}: {scores}{'' if self.told else ', silent'} | {'; '.join(self.changes) or '-'}"
-
-
 def pairings() -> Iterator[tuple[str, Task, Setup]]:
     """Those that run at all."""
     torch.manual_seed(0)
@@ -208,7 +188,7 @@ def repairs() -> Iterator[Repair]:
         made = mend(setup, task.batches, Budget(steps=TRIAL), steps=STEPS)
         changes = tuple(change.text for change in made.changes)
         told = not made.before.healthy
-        yield Repair(name, before, task.reached(made.setup), task.well, told, changes)
+        yield Repair(name, before, task.well, task.reached(made.setup), changes, told)
 
 
 def run() -> Iterator[Row | str]:

@@ -158,7 +158,7 @@ def classes_told_apart(
         >>> classes_told_apart(above, (4,), torch.tensor([0, 1, 2, 3]), [0.0, 1.0, 2.0, 3.0])
         2
     """
-    if units_swap(compare, shape, [torch.full_like(target, value) for value in classes]):
+    if _units_swap(compare, shape, [torch.full_like(target, value) for value in classes]):
         return 1
     points = 0.1 + 0.8 * draw((1, *shape))
     found: list[Tensor] = []
@@ -170,30 +170,6 @@ def classes_told_apart(
         if not any(torch.allclose(slopes, known, atol=1e-6) for known in found):
             found.append(slopes)
     return len(found)
-
-
-def units_swap(compare: Compare, shape: tuple[int, ...], targets: Sequence[Tensor]) -> bool:
-    """Whether several units may change places, where a loss compares each sample by itself with one target.
-
-    Losses that compare samples with each other, such as those of embeddings, do not need units to differ.
-
-    Examples:
-        >>> index, product = torch.nn.functional.nll_loss, lambda z, y: -(y[:, None] * z).sum(1).mean()
-        >>> [units_swap(loss, (4, 2), [torch.tensor([0, 1, 1, 0])]) for loss in (index, product)]
-        [False, True]
-    """
-    if len(shape) != 2 or shape[1] < 2 or any(target.numel() != shape[0] for target in targets):
-        return False
-    half = shape[0] // 2
-    first, other = 0.1 + 0.8 * draw((2, *shape))
-    points = torch.stack([first, first.roll(1, -1), torch.cat([first[:half], other[half:]])])
-    for target in targets:
-        slopes = slopes_at(compare, points, target)
-        if slopes is None or not torch.allclose(slopes[0].roll(1, -1), slopes[1]):
-            return False
-        if not torch.allclose(slopes[0, :half], slopes[2, :half], rtol=1e-4):
-            return False
-    return True
 
 
 def weighs_more(compare: Compare, z: Tensor, target: Tensor, first: Tensor, second: Tensor) -> bool:
@@ -394,7 +370,31 @@ def _one_target(compare: Compare, shape: tuple[int, ...], target: Tensor) -> Los
     """Of several units with one target per sample: each is compared with it, or they may change places."""
     if _units_alike(compare, shape, target):
         return LossReading(None, "values")
-    return LossReading(None, "nothing", kinds=1) if units_swap(compare, shape, [target]) else None
+    return LossReading(None, "nothing", kinds=1) if _units_swap(compare, shape, [target]) else None
+
+
+def _units_swap(compare: Compare, shape: tuple[int, ...], targets: Sequence[Tensor]) -> bool:
+    """Whether several units may change places, where a loss compares each sample by itself with one target.
+
+    Losses that compare samples with each other, such as those of embeddings, do not need units to differ.
+
+    Examples:
+        >>> index, product = torch.nn.functional.nll_loss, lambda z, y: -(y[:, None] * z).sum(1).mean()
+        >>> [_units_swap(loss, (4, 2), [torch.tensor([0, 1, 1, 0])]) for loss in (index, product)]
+        [False, True]
+    """
+    if len(shape) != 2 or shape[1] < 2 or any(target.numel() != shape[0] for target in targets):
+        return False
+    half = shape[0] // 2
+    first, other = 0.1 + 0.8 * draw((2, *shape))
+    points = torch.stack([first, first.roll(1, -1), torch.cat([first[:half], other[half:]])])
+    for target in targets:
+        slopes = slopes_at(compare, points, target)
+        if slopes is None or not torch.allclose(slopes[0].roll(1, -1), slopes[1]):
+            return False
+        if not torch.allclose(slopes[0, :half], slopes[2, :half], rtol=1e-4):
+            return False
+    return True
 
 
 def _units_alike(compare: Compare, shape: tuple[int, ...], target: Tensor) -> bool:
